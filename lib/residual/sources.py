@@ -1,0 +1,257 @@
+"""Finds the model behind a name, and refuses what cannot be decomposed before any weights are read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import transformers as hf
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import nn
+
+from residual.towers import read_tower, refuse
+
+ZOO = Path(__file__).parent / "zoo"
+EMBEDDED = ("mini-openclip",)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder of the paper comes from; `config` builds it offline with random weights."""
+
+    id: str
+    tag: str | None = None  # open_clip's name of the weights; None: a model of transformers
+    config: dict | None = None
+
+
+def _vit_sizes(layers: int, **more: object) -> dict:
+    return {
+        "hidden_size": 64 * (12 if layers == 12 else 16),
+        "num_hidden_layers": layers,
+        "num_attention_heads": 12 if layers == 12 else 16,
+        "intermediate_size": 256 * (12 if layers == 12 else 16),
+        **more,
+    }
+
+
+def _dinov2_sizes(layers: int) -> dict:
+    sizes = _vit_sizes(layers, model_type="dinov2", image_size=518, patch_size=14)
+    del sizes["intermediate_size"]  # DINOv2 derives it from `mlp_ratio`
+    return sizes
+
+
+PAPER = {
+    "OpenCLIP-L": Source("ViT-L-14", "laion2b_s32b_b82k"),
+    "OpenCLIP-B": Source("ViT-B-16", "laion2b_s34b_b88k"),
+    "CLIP-L": Source("ViT-L-14-quickgelu", "openai"),  # OpenAI trained with QuickGELU
+    "CLIP-B": Source("ViT-B-16-quickgelu", "openai"),
+    "BLIP-L": Source(
+        "Salesforce/blip-itm-large-flickr",
+        config={
+            "model_type": "blip",
+            "vision_config": _vit_sizes(24, image_size=384, patch_size=16),
+            "text_config": {"encoder_hidden_size": 1024},
+            "image_text_hidden_size": 256,
+        },
+    ),
+    "BLIP-B": Source(
+        "Salesforce/blip-itm-base-flickr",
+        config={
+            "model_type": "blip",
+            "vision_config": _vit_sizes(12, image_size=384, patch_size=16),
+            "text_config": {"encoder_hidden_size": 768},
+            "image_text_hidden_size": 256,
+        },
+    ),
+    "DINOv2-L": Source("facebook/dinov2-large", config=_dinov2_sizes(24)),
+    "DINOv2-B": Source("facebook/dinov2-base", config=_dinov2_sizes(12)),
+    "ViT-L": Source("google/vit-large-patch16-224", config=_vit_sizes(24, model_type="vit")),
+    "ViT-B": Source("google/vit-base-patch16-224", config=_vit_sizes(12, model_type="vit")),
+}
+FAMILIES = {"blip": "BLIP", "clip": "CLIP", "dinov2": "DINOv2", "dinov2_with_registers": "DINOv2", "vit": "ViT"}
+CLASSES: dict[str, type[hf.PreTrainedModel]] = {
+    "blip": hf.BlipForImageTextRetrieval,
+    "clip": hf.CLIPModel,
+    "dinov2": hf.Dinov2Model,
+    "dinov2_with_registers": hf.Dinov2WithRegistersModel,
+    "vit": hf.ViTModel,
+}
+REASONS = {  # why some well-known model types of transformers are refused
+    "swin": "it has no class token, and its residual stream is merged between stages",
+    "swinv2": "its blocks are post-norm, and it has no class token",
+    "convnext": "it is a convolutional network",
+    "resnet": "it is a convolutional network",
+    "siglip": "it pools by attention, which is not linear in the residual stream",
+    "siglip2": "it pools by attention, which is not linear in the residual stream",
+    "beit": "its class token is not read by default: it pools by averaging patches",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model with what turns images and texts into its inputs."""
+
+    model: nn.Module
+    family: str
+    weights: str
+    preprocess: Callable
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tokenize: Callable | None
+
+
+def encoder_names() -> tuple[str, ...]:
+    """The names that need no hub to be understood: embedded encoders and the paper's."""
+    return (*EMBEDDED, *PAPER)
+
+
+def find(name: str, pretrained: bool | str) -> Found:
+    """See `load_encoder`."""
+    folder = ZOO / name if name in EMBEDDED else Path(name)
+    by_id = {source.id: source for source in PAPER.values() if source.tag is None}
+    if name in EMBEDDED or folder.is_dir():
+        if (folder / "open_clip_config.json").is_file():
+            return _load_open_clip(name, f"local-dir:{folder}", pretrained)
+        if (folder / "config.json").is_file():
+            return _load_transformers(name, str(folder), pretrained, None)
+        raise FileNotFoundError(f"{folder} has neither open_clip_config.json nor config.json")
+    if name in PAPER or name in by_id:
+        source = PAPER.get(name) or by_id[name]
+        if source.tag is None:
+            return _load_transformers(name, source.id, pretrained, source.config)
+        return _load_open_clip(name, source.id, source.tag if pretrained is True else pretrained)
+    if name.startswith("hf-hub:") or name in open_clip.list_models():
+        return _load_open_clip(name, name, pretrained)
+    if name.count("/") == 1:
+        return _load_transformers(name, name, pretrained, None)
+    raise ValueError(
+        f"unknown encoder {name!r}; give one of {', '.join(encoder_names())}, a model name of open_clip, "
+        "a hub id such as 'facebook/dinov2-small', or an existing folder"
+    )
+
+
+def _load_open_clip(name: str, model_name: str, pretrained: bool | str) -> Found:
+    builtin = ":" not in model_name
+    if pretrained is not False and builtin:
+        tags = open_clip.list_pretrained_tags_by_model(model_name)
+        if pretrained not in tags and not Path(str(pretrained)).is_file():
+            raise ValueError(f"{name} has no weights {pretrained!r}; give pretrained= one of {tags}, a file, or False")
+    elif isinstance(pretrained, str):
+        raise ValueError(f"{name} names its own weights; pretrained={pretrained!r} does not apply")
+    tag = pretrained if builtin and pretrained else None
+    options = {}
+    if tag and (known := open_clip.get_pretrained_cfg(model_name, tag)):
+        options["quick_gelu"] = bool(known.get("quick_gelu", False))  # as the weights were trained
+    with _quiet():
+        with torch.device("meta"):  # sizes and classes without memory, to refuse before any work
+            read_tower(open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta"), name)
+        with _clear_errors(name):
+            model = open_clip.create_model(
+                model_name,
+                tag,
+                load_weights=pretrained is not False,
+                pretrained_text=False,
+                require_pretrained=pretrained is not False,
+                **options,
+            )
+            tokenizer = open_clip.get_tokenizer(model_name)
+    settings = model.visual.preprocess_cfg
+    gelu = type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
+    return Found(
+        model=model,
+        family="CLIP" if tag == "openai" or gelu == "QuickGELU" else "OpenCLIP",
+        weights=f"{model_name}, {tag}" if tag else name,
+        preprocess=image_transform_v2(PreprocessCfg(**settings), is_train=False),
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        tokenize=tokenizer,
+    )
+
+
+def _load_transformers(name: str, source: str, pretrained: bool | str, offline: dict | None) -> Found:
+    if isinstance(pretrained, str):
+        raise ValueError(f"{name} is a model of transformers and has no tags; pretrained={pretrained!r} does not apply")
+    if offline and not pretrained:
+        config = hf.AutoConfig.for_model(**offline)
+    else:
+        with _clear_errors(name):
+            config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    kind = config.model_type
+    if kind not in CLASSES:
+        reason = REASONS.get(kind, "only pre-norm blocks with a class token and a linear read-out can be")
+        refuse(name, f"model type {kind!r}: {reason} (known types: {', '.join(CLASSES)})")
+    options = {"add_pooling_layer": False} if kind == "vit" else {}
+    processor = tokenizer = None
+    if pretrained:
+        with _clear_errors(name):
+            model, report = CLASSES[kind].from_pretrained(source, output_loading_info=True, **options)
+        if report["missing_keys"] or report["mismatched_keys"]:
+            missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+            raise RuntimeError(f"the weights of {name} do not fit {type(model).__name__}: {missing[:5]} missing or misshapen")
+    else:
+        model = CLASSES[kind](config, **options)
+    if pretrained or not offline:
+        with contextlib.suppress(OSError, ValueError):  # a folder may hold the model alone
+            processor = hf.AutoImageProcessor.from_pretrained(source)
+        if kind in ("blip", "clip"):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                tokenizer = hf.AutoTokenizer.from_pretrained(source)
+    processor = processor or _default_processor(kind, config)
+    return Found(
+        model=model,
+        family=FAMILIES[kind],
+        weights=source,
+        preprocess=lambda image: processor(images=image.convert("RGB"), return_tensors="pt").pixel_values[0],
+        mean=tuple(processor.image_mean),
+        std=tuple(processor.image_std),
+        tokenize=tokenizer and (lambda texts: tokenizer(texts, padding=True, truncation=True, return_tensors="pt")),
+    )
+
+
+def _default_processor(kind: str, config: hf.PretrainedConfig) -> hf.BaseImageProcessor:
+    side = getattr(config, "vision_config", config).image_size
+    square = {"height": side, "width": side}
+    if kind == "blip":
+        return hf.BlipImageProcessor(size=square)
+    if kind == "vit":
+        return hf.ViTImageProcessor(size=square)
+    if kind == "clip":
+        return hf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
+    crop = min(side, 224)  # DINOv2 was published with 518 positions a side, and is run at 224
+    return hf.BitImageProcessor(
+        size={"shortest_edge": crop * 8 // 7},
+        crop_size={"height": crop, "width": crop},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs on the root logger that weights are random, which is asked for here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "QuickGELU mismatch")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """Say what to do when weights or configuration cannot be had or read."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(
+            f"cannot load {name!r}: {str(error).strip().splitlines()[0]} Weights come from a hub, its cache or a local "
+            "folder: connect once, give a complete folder, or pass pretrained=False for random weights."
+        ) from error
