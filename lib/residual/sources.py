@@ -150,7 +150,9 @@ def _load_open_clip(name: str, model_name: str, pretrained: bool | str) -> Found
         options["quick_gelu"] = bool(known.get("quick_gelu", False))  # as the weights were trained
     with _quiet():
         with torch.device("meta"):  # sizes and classes without memory, to refuse before any work
-            read_tower(open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta"), name)
+            read_tower(
+                open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta"), name
+            )
         with _clear_errors(name):
             model = open_clip.create_model(
                 model_name,
@@ -193,7 +195,9 @@ def _load_transformers(name: str, source: str, pretrained: bool | str, offline: 
             model, report = CLASSES[kind].from_pretrained(source, output_loading_info=True, **options)
         if report["missing_keys"] or report["mismatched_keys"]:
             missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-            raise RuntimeError(f"the weights of {name} do not fit {type(model).__name__}: {missing[:5]} missing or misshapen")
+            raise RuntimeError(
+                f"the weights of {name} do not fit {type(model).__name__}: {missing[:5]} missing or misshapen"
+            )
     else:
         model = CLASSES[kind](config, **options)
     if pretrained or not offline:

@@ -200,7 +200,9 @@ def _dinov2(model: nn.Module, name: str) -> Tower:
     def forward(pixels: Tensor) -> Tensor:
         return model(pixels).last_hidden_state[:, 0]
 
-    return _transformers_tower(model, forward, model.encoder.layer, model.layernorm, None, model.config, model.config.patch_size)
+    return _transformers_tower(
+        model, forward, model.encoder.layer, model.layernorm, None, model.config, model.config.patch_size
+    )
 
 
 def _vit(model: hf.ViTModel, name: str) -> Tower:

@@ -48,7 +48,7 @@ class Units:
 
     @property
     def labels(self) -> list[str]:
-        """"X0", then "L0.H0", ..., "L0.MLP", "L1.H0", ... in the order of the residual stream."""
+        """ "X0", then "L0.H0", ..., "L0.MLP", "L1.H0", ... in the order of the residual stream."""
         return unit_labels(*self.coordinates.shape[1:3])
 
     def __getitem__(self, label: str) -> Float[Tensor, "n d"]:
@@ -158,7 +158,7 @@ def _factor(encoder: Encoder, records: list[_Record], output: Tensor) -> Units:
     coordinates = torch.cat([z, scalars[:, None].expand(-1, len(records), -1, -1)], 3)
     parts = torch.stack([records[0].start, *(r.mlp for r in records)], 1).to(dtype)
     shift, constant = shares(encoder)
-    blocks = project((parts / scale[:, :, None])) - (mean / scale)[:, :, None] * shift + constant
+    blocks = project(parts / scale[:, :, None]) - (mean / scale)[:, :, None] * shift + constant
     return Units(coordinates, blocks, output.to(dtype), frames(encoder))
 
 

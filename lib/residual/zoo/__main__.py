@@ -20,9 +20,7 @@ def main() -> None:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    train_clip(
-        args.out / args.name, args.npm, steps=args.steps, batch=args.batch, seed=args.seed, device=args.device
-    )
+    train_clip(args.out / args.name, args.npm, steps=args.steps, batch=args.batch, seed=args.seed, device=args.device)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,14 @@ def train_clip(
         if (step + 1) % every == 0 or step + 1 == steps:
             since = step + 1 - (int(rows[-1]["step"]) if rows else 0)
             seconds = time.monotonic() - started
-            rows.append({"step": step + 1, "loss": f"{loss_sum / since:.4f}", "rate": f"{rate:.2e}", "seconds": f"{seconds:.0f}"})
+            rows.append(
+                {
+                    "step": step + 1,
+                    "loss": f"{loss_sum / since:.4f}",
+                    "rate": f"{rate:.2e}",
+                    "seconds": f"{seconds:.0f}",
+                }
+            )
             progress.set_postfix(loss=rows[-1]["loss"])
             loss_sum = 0.0
             _write_log(log, rows)

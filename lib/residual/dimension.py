@@ -1,0 +1,117 @@
+"""Intrinsic dimension: linear (PCA) and nonlinear (TwoNN)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+FEWEST = 20  # distinct rows that TwoNN needs
+
+
+def pca_dimension(eigenvalues: Float[Tensor, "k"], threshold: float = 0.99) -> int:
+    """Number of components that explain a share `threshold` of the variance; 0 without variance.
+
+    Raises ValueError for a threshold outside (0, 1], or for NaN. Source: section 3.1.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must lie in (0, 1], not {threshold}")
+    eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64)
+    if eigenvalues.ndim != 1 or not eigenvalues.isfinite().all():
+        raise ValueError("eigenvalues must be one finite vector")
+    cumulative = eigenvalues.clamp(min=0).sort(descending=True).values.cumsum(0)
+    if len(cumulative) == 0 or cumulative[-1] == 0:
+        return 0
+    return int((cumulative < (threshold - 1e-12) * cumulative[-1]).sum()) + 1
+
+
+def two_nn(x: Float[Tensor, "n d"], *, keep: float = 0.9, block: int = 256) -> float:
+    """Intrinsic dimension from the ratio of second to first neighbour distance.
+
+    keep: fraction of the smallest ratios that is fitted, in (0, 1]. block: rows compared with
+    all others at a time; memory is O(n * block). Runs on the device of x.
+    Raises ValueError with fewer than 20 distinct rows, or with NaN. Duplicates are dropped.
+    Source: Facco et al. (2017), section "The estimator"; section 3.1 of the paper.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must lie in (0, 1], not {keep}")
+    if x.ndim != 2 or not x.is_floating_point():
+        raise ValueError(f"two_nn takes floating-point samples [n d], not {x.dtype} {list(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError("two_nn: the samples hold NaN or infinity")
+    first, second = _neighbour_distances(x, block) if len(x) >= FEWEST else (x.new_zeros(1), None)
+    if (first == 0).any():
+        x = torch.unique(x, dim=0)
+        if len(x) < FEWEST:
+            raise ValueError(f"two_nn needs at least {FEWEST} distinct rows, not {len(x)}")
+        first, second = _neighbour_distances(x, block)
+    ratios = (second / first).log().sort().values
+    n = len(ratios)
+    fitted = min(max(int(n * keep), 1), n - 1)  # at the last ratio the empirical distribution is 1, its log infinite
+    ratios = ratios[:fitted]
+    survival = -torch.log1p(-torch.arange(1, fitted + 1, dtype=torch.float64, device=x.device) / n)
+    if not (ratios > 0).any():
+        raise ValueError("two_nn: every point has its two nearest neighbours at one distance, as on a grid")
+    return float((ratios @ survival) / (ratios @ ratios))
+
+
+def subsampling_error(
+    estimate: Callable[[Tensor], float],
+    x: Float[Tensor, "n d"],
+    *,
+    share: float = 0.25,
+    repeats: int = 8,
+    seed: int = 0,
+) -> float:
+    """Standard error of `estimate(x)` from its spread over random subsets of `share * n` rows.
+
+    The spread is scaled by sqrt(share), the rate of an estimator that averages over rows.
+    Source: Politis & Romano (1994).
+    """
+    size = round(share * len(x))
+    if not 1 <= size < len(x) or repeats < 2:
+        raise ValueError(f"share {share} of {len(x)} rows, {repeats} times, leaves nothing to compare")
+    generator = torch.Generator().manual_seed(seed)
+    draws = (torch.randperm(len(x), generator=generator)[:size].to(x.device) for _ in range(repeats))
+    spread = torch.tensor([estimate(x[rows]) for rows in draws], dtype=torch.float64).std()
+    return float(spread) * math.sqrt(share)
+
+
+def _neighbour_distances(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Distances to the first and second neighbour of every row, in double precision.
+
+    Neighbours are found in single precision by |b|^2 - 2ab and their distances computed anew
+    from differences. Rows whose neighbours are too close for single precision are searched again
+    in double precision.
+    """
+    centred = x.double() - x.double().mean(0)
+    centred = centred / centred.square().sum(1).max().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    everything = torch.arange(len(x), device=x.device)
+    found = _two_nearest(centred.float(), everything, block)
+    first, second = _exact(centred, everything, found)
+    # The search errs by a few eps (norms are at most 1): below, a wrong pick could change a ratio by over 0.1 %.
+    close = (first.square() < 2000 * 8 * torch.finfo(torch.float32).eps).nonzero()[:, 0]
+    if len(close):
+        first[close], second[close] = _exact(centred, close, _two_nearest(centred, close, block))
+    return first, second
+
+
+def _two_nearest(x: Tensor, rows: Tensor, block: int) -> Tensor:
+    """Indices [r 2] of the two rows of x nearest to each of the given rows, other than itself."""
+    norms = x.square().sum(1)
+    found = []
+    for part in rows.split(block):
+        distances = torch.addmm(norms, x[part], x.T, alpha=-2)  # up to the part's own norm
+        distances.scatter_(1, part[:, None], torch.inf)
+        first = distances.argmin(1, keepdim=True)
+        distances.scatter_(1, first, torch.inf)
+        found.append(torch.cat([first, distances.argmin(1, keepdim=True)], 1))
+    return torch.cat(found)
+
+
+def _exact(x: Tensor, rows: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+    distances = (x[rows][:, None] - x[neighbours]).norm(dim=2).sort(1).values
+    return distances[:, 0], distances[:, 1]

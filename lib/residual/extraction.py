@@ -1,0 +1,185 @@
+"""Streams a data set through an encoder, once, into a store."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from tqdm.auto import tqdm
+
+from residual.data import Dataset, load_dataset
+from residual.encoders import Encoder
+from residual.spectrum import Moments
+from residual.store import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    StoredUnits,
+    StoreError,
+    damaged_files,
+    load_units,
+    read_manifest,
+    write_bytes,
+    write_tensors,
+)
+from residual.units import frames, trace
+
+LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers")
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+log = logging.getLogger(__name__)
+
+
+def extract(
+    encoder: Encoder,
+    dataset: Dataset | str,
+    *,
+    split: str = "train",
+    root: Path | str = "_build/units",
+    coordinates: str | None = None,
+    batch: int = 128,
+    shard: int = 4096,
+    progress: bool = True,
+) -> StoredUnits:
+    """Stream a data set through an encoder once, and keep what the analysis needs.
+
+    dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the folder of all
+    extractions; this one has a folder of its own, named after all that it depends on.
+    coordinates: also keep every sample's coordinates, in "float16", "bfloat16" or "float32".
+    batch: images a forward pass. shard: images a file, the most that is lost when a run is killed.
+    An extraction that is there already is checked and returned; a part of one is completed.
+    A second run on the same folder waits for the first. Raises ValueError for bad arguments,
+    StoreError where a folder holds something else, OSError when the disk is full.
+    """
+    if coordinates is not None and coordinates not in PRECISIONS:
+        raise ValueError(f"coordinates must be None or one of {list(PRECISIONS)}, not {coordinates!r}")
+    if batch < 1 or shard < 1:
+        raise ValueError(f"batch and shard must be positive, not {batch} and {shard}")
+    data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
+    wanted = _describe(encoder, data, coordinates, batch, shard)
+    key = hashlib.sha256(wanted.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
+    names = "--".join(part.replace("/", "_").replace(":", "_") for part in (encoder.name, data.name, data.split))
+    folder = Path(root) / f"{names}--{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        manifest = _resume(folder, wanted)
+        if not manifest.frames:
+            own = frames(encoder)
+            checksum = write_tensors(
+                folder / "frames.safetensors", {"heads": own.heads, "constant": own.heads_constant}
+            )
+            manifest = _record(folder, manifest, frames=checksum)
+        starts = range(0, len(data), shard)
+        kept = {s.file: s for s in manifest.shards}
+        done = sum(s.rows for s in manifest.shards)
+        label = f"{encoder.name} on {data.name}/{data.split}"
+        with tqdm(total=len(data), initial=done, desc=label, unit="image", disable=not progress) as bar:
+            for index, start in enumerate(starts):
+                name = f"shard-{index:05d}.safetensors"
+                if name in kept:
+                    continue
+                stop = min(start + shard, len(data))
+                tensors = _extract_shard(encoder, data, range(start, stop), batch, coordinates, bar)
+                kept[name] = Shard(file=name, rows=stop - start, sha256=write_tensors(folder / name, tensors))
+                manifest = _record(folder, manifest, shards=tuple(kept[k] for k in sorted(kept)))
+    return load_units(folder, verify=False)
+
+
+def _describe(encoder: Encoder, data: Dataset, coordinates: str | None, batch: int, shard: int) -> Manifest:
+    return Manifest(
+        encoder=encoder.name,
+        family=encoder.family,
+        weights=encoder.weights,
+        weights_hash=encoder.weights_hash(),
+        precision=str(encoder.dtype).removeprefix("torch."),
+        layers=encoder.layers,
+        heads=encoder.heads,
+        dataset=data.name,
+        split=data.split,
+        dataset_hash=data.fingerprint(),
+        count=len(data),
+        batch=batch,
+        shard=shard,
+        coordinates=coordinates,
+        versions={library: version(library) for library in LIBRARIES},
+    )
+
+
+def _extract_shard(
+    encoder: Encoder, data: Dataset, rows: range, batch: int, coordinates: str | None, bar: tqdm
+) -> dict[str, Tensor]:
+    """Moments of one shard, and its coordinates with the samples' axis before their last."""
+    merged: dict[str, Moments] = {}
+    kept: dict[str, list[Tensor]] = {"heads": [], "blocks": [], "outputs": []}
+    for start in range(rows.start, rows.stop, batch):
+        stop = min(start + batch, rows.stop)
+        units = trace(encoder, _pixels(encoder, data.images[start:stop]))
+        for name, samples in (("heads", units.coordinates), ("blocks", units.blocks), ("output", units.output)):
+            own = Moments.of(samples)
+            merged[name] = merged[name].merge(own) if name in merged else own
+        if coordinates:
+            kept["heads"].append(units.coordinates.movedim(0, -2).to(PRECISIONS[coordinates]).cpu())
+            kept["blocks"].append(units.blocks.movedim(0, -2).to(PRECISIONS[coordinates]).cpu())
+            kept["outputs"].append(units.output.to(PRECISIONS[coordinates]).cpu())
+        bar.update(stop - start)
+    tensors = {f"{name}.mean": own.mean for name, own in merged.items()}
+    tensors |= {f"{name}.scatter": own.scatter for name, own in merged.items()}
+    if coordinates:
+        tensors |= {name: torch.cat(parts, -2) for name, parts in kept.items()}
+        if not all(tensors[name].isfinite().all() for name in kept):
+            raise ValueError(f"coordinates of {encoder.name} overflow {coordinates}; use 'bfloat16' or 'float32'")
+        tensors["labels"] = data.labels[rows.start : rows.stop]
+    return {name: value.contiguous().cpu() for name, value in tensors.items()}
+
+
+def _pixels(encoder: Encoder, images: Tensor) -> Tensor:
+    """uint8 images as they are where the size fits, else through the encoder's own preprocessing."""
+    if tuple(images.shape[2:]) == encoder.tower.image_size:
+        return images
+    return torch.stack([encoder.preprocess(to_pil_image(image)) for image in images])
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One run at a time; the lock goes with the process that holds it, however that ends."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("another run is extracting into %s; waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _resume(folder: Path, wanted: Manifest) -> Manifest:
+    """The state to go on from: what is on disk, less what is damaged."""
+    for leftover in folder.glob("*.partial"):
+        leftover.unlink()
+    found = read_manifest(folder)
+    if found is None:
+        if (folder / MANIFEST).exists():
+            log.warning("%s cannot be read; extracting anew", folder / MANIFEST)
+        return wanted
+    if not found.same_run(wanted):
+        raise StoreError(f"{folder} holds another extraction ({found.encoder} on {found.dataset}); move it away")
+    bad = damaged_files(folder, found)
+    for name in bad:
+        log.warning("%s is missing or damaged; extracting it again", folder / name)
+    shards = tuple(shard for shard in found.shards if shard.file not in bad)
+    return found.model_copy(update={"shards": shards, "frames": "" if "frames.safetensors" in bad else found.frames})
+
+
+def _record(folder: Path, manifest: Manifest, **changes: object) -> Manifest:
+    manifest = manifest.model_copy(update=changes)
+    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+    return manifest
