@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
+from PIL.Image import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from residual.artwork import load_artwork, vocabulary
 from residual.render import draw_scenes
@@ -56,6 +58,10 @@ class Dataset:
         if not 0 < count <= len(self):
             raise ValueError(f"{self.name}/{self.split} has {len(self)} images; count={count} does not fit")
         return Dataset(self.name, self.split, self.images[:count], self.labels[:count], self.classes, self.templates)
+
+    def pil_images(self, count: int) -> list[Image]:
+        """The first `count` images as `Encoder.preprocess` takes them."""
+        return [to_pil_image(image) for image in self.head(count).images]
 
     def fingerprint(self) -> str:
         """SHA-256 of the images and labels."""

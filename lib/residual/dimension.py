@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
+
+from residual.store import StoredUnits
 
 FEWEST = 20  # distinct rows that TwoNN needs
 
@@ -115,3 +120,33 @@ def _two_nearest(x: Tensor, rows: Tensor, block: int) -> Tensor:
 def _exact(x: Tensor, rows: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     distances = (x[rows][:, None] - x[neighbours]).norm(dim=2).sort(1).values
     return distances[:, 0], distances[:, 1]
+
+
+def head_dimensions(units: StoredUnits, *, seed: int = 0, progress: bool = True) -> pd.DataFrame:
+    """L, N, their ratio and EVR1 of every head, in rows by layer and head (section 3.1).
+
+    `twonn_id_error` is N's standard error from random quarters of the images.
+    Raises StoreError if the extraction kept no coordinates.
+    """
+    spectra = units.head_pca()
+    evr = spectra.explained_variance_ratio
+    rows = []
+    label = f"dimension of the heads of {units.manifest.encoder}"
+    heads = itertools.product(range(units.manifest.layers), range(units.manifest.heads))
+    for layer, head in tqdm(list(heads), desc=label, unit="head", disable=not progress):
+        samples = units.head_coordinates(layer, head)
+        linear, nonlinear = pca_dimension(spectra.eigenvalues[layer, head]), two_nn(samples)
+        error = subsampling_error(two_nn, samples, seed=seed)
+        rows.append((layer, head, linear, nonlinear, linear / nonlinear, float(evr[layer, head, 0]), error))
+    names = ["layer", "head", "linear_id", "twonn_id", "ratio", "evr1", "twonn_id_error"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def layer_means(heads: pd.DataFrame) -> pd.DataFrame:
+    """Means over the heads of each layer, and their standard errors in columns `..._se` (Fig. 2).
+
+    The ratio is the mean of the heads' ratios, not the ratio of the means.
+    """
+    columns = ["linear_id", "twonn_id", "ratio", "evr1"]
+    groups = heads.groupby("layer")[columns]
+    return groups.mean().join(groups.sem().add_suffix("_se")).reset_index()

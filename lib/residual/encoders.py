@@ -105,9 +105,8 @@ class Encoder:
         size, need = tuple(pixels.shape[2:]), self.tower.image_size
         smallest = self.tower.smallest
         if size != need and (smallest is None or min(size) < smallest):
-            raise ValueError(
-                f"{self.name} takes images of {need[0]} x {need[1]} pixels, not {size[0]} x {size[1]}; use enc.preprocess"
-            )
+            sides = f"{need[0]} x {need[1]} pixels, not {size[0]} x {size[1]}"
+            raise ValueError(f"{self.name} takes images of {sides}; use enc.preprocess")
         if pixels.dtype == torch.uint8:
             mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (self.mean, self.std))
             pixels = (pixels / 255 - mean) / std
@@ -142,15 +141,19 @@ def load_encoder(
 
     name: an embedded encoder ("mini-openclip"), a name of the paper ("OpenCLIP-L", ...), a model
     name of open_clip, a hub id ("facebook/dinov2-small"; "hf-hub:org/name" for open_clip's own),
-    or a local folder that open_clip or transformers saved.
+    or a local folder that open_clip or transformers saved. "name@tag" stands for pretrained="tag",
+    and "name@random" for pretrained=False.
     pretrained: True for the encoder's own weights; a tag of open_clip ("laion2b_s34b_b88k");
     False for random weights drawn from `seed`, which needs no network.
     Raises UnsupportedArchitectureError where Eq. 1 does not hold, ValueError for an unknown
     name or tag, FileNotFoundError or RuntimeError for weights that are missing or unreadable.
     """
+    base, _, tag = name.partition("@")
+    if tag:
+        pretrained = False if tag == "random" else tag
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = find(name, pretrained)
+        found = find(base, pretrained)
     model = found.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Encoder(
         name=name,

@@ -65,7 +65,7 @@ def extract(
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
     wanted = _describe(encoder, data, coordinates, batch, shard)
     key = hashlib.sha256(wanted.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
-    names = "--".join(part.replace("/", "_").replace(":", "_") for part in (encoder.name, data.name, data.split))
+    names = "--".join(part.replace(":", "_") for part in (Path(encoder.name).name, data.name, data.split))
     folder = Path(root) / f"{names}--{key}"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -73,7 +73,7 @@ def extract(
         if not manifest.frames:
             own = frames(encoder)
             checksum = write_tensors(
-                folder / "frames.safetensors", {"heads": own.heads, "constant": own.heads_constant}
+                folder / "frames.safetensors", {"heads": own.heads.cpu(), "constant": own.heads_constant.cpu()}
             )
             manifest = _record(folder, manifest, frames=checksum)
         starts = range(0, len(data), shard)
@@ -120,7 +120,7 @@ def _extract_shard(
     kept: dict[str, list[Tensor]] = {"heads": [], "blocks": [], "outputs": []}
     for start in range(rows.start, rows.stop, batch):
         stop = min(start + batch, rows.stop)
-        units = trace(encoder, _pixels(encoder, data.images[start:stop]))
+        units = trace(encoder, pixels_for(encoder, data.images[start:stop]))
         for name, samples in (("heads", units.coordinates), ("blocks", units.blocks), ("output", units.output)):
             own = Moments.of(samples)
             merged[name] = merged[name].merge(own) if name in merged else own
@@ -139,7 +139,7 @@ def _extract_shard(
     return {name: value.contiguous().cpu() for name, value in tensors.items()}
 
 
-def _pixels(encoder: Encoder, images: Tensor) -> Tensor:
+def pixels_for(encoder: Encoder, images: Tensor) -> Tensor:
     """uint8 images as they are where the size fits, else through the encoder's own preprocessing."""
     if tuple(images.shape[2:]) == encoder.tower.image_size:
         return images

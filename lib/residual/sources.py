@@ -111,8 +111,21 @@ def encoder_names() -> tuple[str, ...]:
     return (*EMBEDDED, *PAPER)
 
 
+def check_name(name: str) -> str:
+    """Return a name, with or without "@tag", that could be an encoder's. Raises ValueError for others."""
+    base = name.partition("@")[0]
+    by_id = base.removeprefix("hf-hub:").count("/") == 1
+    if base in encoder_names() or base in open_clip.list_models() or by_id or Path(base).is_dir():
+        return name
+    raise ValueError(
+        f"unknown encoder {base!r}; give one of {', '.join(encoder_names())}, a model name of open_clip, "
+        "a hub id such as 'facebook/dinov2-small', or an existing folder"
+    )
+
+
 def find(name: str, pretrained: bool | str) -> Found:
     """See `load_encoder`."""
+    check_name(name)
     folder = ZOO / name if name in EMBEDDED else Path(name)
     by_id = {source.id: source for source in PAPER.values() if source.tag is None}
     if name in EMBEDDED or folder.is_dir():
@@ -128,12 +141,7 @@ def find(name: str, pretrained: bool | str) -> Found:
         return _load_open_clip(name, source.id, source.tag if pretrained is True else pretrained)
     if name.startswith("hf-hub:") or name in open_clip.list_models():
         return _load_open_clip(name, name, pretrained)
-    if name.count("/") == 1:
-        return _load_transformers(name, name, pretrained, None)
-    raise ValueError(
-        f"unknown encoder {name!r}; give one of {', '.join(encoder_names())}, a model name of open_clip, "
-        "a hub id such as 'facebook/dinov2-small', or an existing folder"
-    )
+    return _load_transformers(name, name, pretrained, None)
 
 
 def _load_open_clip(name: str, model_name: str, pretrained: bool | str) -> Found:
@@ -149,10 +157,9 @@ def _load_open_clip(name: str, model_name: str, pretrained: bool | str) -> Found
     if tag and (known := open_clip.get_pretrained_cfg(model_name, tag)):
         options["quick_gelu"] = bool(known.get("quick_gelu", False))  # as the weights were trained
     with _quiet():
-        with torch.device("meta"):  # sizes and classes without memory, to refuse before any work
-            read_tower(
-                open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta"), name
-            )
+        with torch.device("meta"), _clear_errors(name):  # no memory, no weights: to refuse before any work
+            probe = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta")
+        read_tower(probe, name)
         with _clear_errors(name):
             model = open_clip.create_model(
                 model_name,

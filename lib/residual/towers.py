@@ -14,6 +14,7 @@ import open_clip.transformer as oc
 import torch.nn.functional as F
 import transformers as hf
 from jaxtyping import Float
+from open_clip.coca_model import CoCa
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipEncoderLayer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
@@ -70,6 +71,7 @@ def read_tower(model: nn.Module, name: str) -> Tower:
     readers = {
         oc_model.CLIP: _open_clip,
         oc_model.CustomTextCLIP: _open_clip,
+        CoCa: _open_clip,
         hf.BlipForImageTextRetrieval: _blip,
         hf.CLIPModel: _clip,
         hf.Dinov2Model: _dinov2,

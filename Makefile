@@ -1,0 +1,54 @@
+# `make help` lists the targets. Everything runs in .venv, which the first target makes.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PROFILE ?= mini
+CHAPTER ?= dimension
+ARGS ?=
+export PYTHONHASHSEED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lint lab chapter bench zoo artwork clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, not " + sys.version.split()[0]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[book,test]'
+	@touch $@
+
+book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini)
+	$(BIN)/snakemake --quiet rules --cores all --config profile=$(PROFILE)
+	@echo "Open $(CURDIR)/_build/html/index.html"
+
+test: $(VENV)/.installed  ## the tests
+	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.installed  ## format and check the code
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lab: $(VENV)/.installed  ## edit chapters in JupyterLab
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lab]'
+	$(BIN)/jupyter lab book
+
+chapter: $(VENV)/.installed  ## run one chapter (CHAPTER=dimension ARGS="-p images 2000")
+	$(BIN)/python -m residual.chapters book/$(CHAPTER).md --profile profiles/$(PROFILE).yml $(ARGS)
+
+bench: $(VENV)/.installed  ## speed and memory, against the naive way in the same run
+	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
+
+artwork:  ## the drawings that training needs besides Twemoji (npm)
+	npm install --silent --no-save --prefix _build/artwork openmoji@17.0.0 emoji-datasource-google@16.0.0
+
+zoo: $(VENV)/.installed artwork  ## train the embedded encoder anew into _build/zoo (an hour)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[zoo]'
+	$(BIN)/python -m residual.zoo train mini-openclip $(ARGS)
+
+clean:  ## remove what was built, but not .venv
+	rm -rf _build .snakemake

@@ -1,0 +1,167 @@
+"""Runs a chapter with other parameters: `python -m residual.chapters book/dimension.md -p images 2000`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import jupytext
+import pandas as pd
+import papermill
+import torch
+import yaml
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
+
+from residual.data import SPLITS, dataset_names
+from residual.sources import check_name
+
+STARTED = time.monotonic()
+LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers", "scikit-learn", "numpy")
+
+
+def _one_of(options: tuple[str, ...]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in options:
+            raise ValueError(f"choose from {', '.join(options)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _device(value: str) -> str:
+    torch.empty(0, device=value)  # raises RuntimeError or AssertionError where there is no such device
+    return value
+
+
+Encoder = Annotated[str, AfterValidator(check_name)]
+PARAMETERS: dict[str, Any] = {
+    "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
+    "encoders": Annotated[list[Encoder], Field(min_length=1)],
+    "dataset": Annotated[str, _one_of(dataset_names())],
+    "split": Annotated[str, _one_of(SPLITS)],
+    "images": Annotated[int, Field(ge=20)],
+    "batch": Annotated[int, Field(ge=1)],
+    "seed": Annotated[int, Field(ge=0)],
+    "device": Annotated[str, AfterValidator(_device)],
+}
+
+
+class ParameterError(ValueError):
+    """A chapter was given a parameter that is unknown or ill-typed."""
+
+
+def check_parameters(**given: Any) -> None:
+    """Check the parameters of a chapter, before any work.
+
+    Raises ParameterError that names every bad one, its value and what it may be.
+    """
+    if unknown := sorted(set(given) - set(PARAMETERS)):
+        raise ParameterError(f"unknown parameters {unknown}; parameters are {', '.join(PARAMETERS)}")
+    fields = {name: (PARAMETERS[name], ...) for name in given}
+    try:
+        create_model("Parameters", __config__=ConfigDict(strict=True), **fields).model_validate(given)
+    except (ValidationError, RuntimeError, AssertionError) as error:
+        problems = error.errors() if isinstance(error, ValidationError) else [{"loc": ("device",), "msg": str(error)}]
+        lines = [f"{p['loc'][0]} = {given[p['loc'][0]]!r}: {p['msg'].removeprefix('Value error, ')}" for p in problems]
+        raise ParameterError("; ".join(lines)) from None
+
+
+def project_root() -> Path:
+    """The project's folder, from anywhere inside it. Raises FileNotFoundError outside."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "_toc.yml").is_file():
+            return folder
+    raise FileNotFoundError(f"{here} is not inside the project (no _toc.yml above it)")
+
+
+def published(name: str) -> pd.DataFrame:
+    """A table of the paper's numbers, from book/published."""
+    return pd.read_csv(project_root() / "book/published" / f"{name}.csv")
+
+
+def save_results(table: pd.DataFrame, profile: str, name: str) -> Path:
+    """Write a tidy table of this run to _build/results/<profile>/<name>.csv."""
+    path = project_root() / "_build/results" / profile / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    table.to_csv(partial, index=False, float_format="%.6g")
+    os.replace(partial, path)
+    return path
+
+
+def run_card(**facts: Any) -> pd.DataFrame:
+    """What a reader needs to repeat a run: parameters, commit, versions, machine, seconds."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=project_root(), capture_output=True, text=True, check=False
+    )
+    rows = {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
+    rows["commit"] = commit.stdout.strip() or "not a git checkout"
+    rows["Python"] = platform.python_version()
+    rows |= {library: version(library) for library in LIBRARIES}
+    rows["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    rows["seconds"] = round(time.monotonic() - STARTED)
+    return pd.DataFrame({"value": {name: str(value) for name, value in rows.items()}})
+
+
+def run_chapter(source: Path, out: Path, parameters: dict[str, Any]) -> None:
+    """Execute a chapter through papermill, and write the notebook with its outputs.
+
+    Raises ParameterError before any work; papermill's PapermillExecutionError, with the
+    notebook up to there in `out`, when a cell fails.
+    """
+    notebook = jupytext.read(source)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_suffix(".draft.ipynb")
+    jupytext.write(notebook, draft)
+    try:
+        known = papermill.inspect_notebook(str(draft))
+        if unknown := sorted(set(parameters) - set(known)):
+            raise ParameterError(f"{source.name} has no parameters {unknown}; it has {', '.join(sorted(known))}")
+        check_parameters(**parameters)
+        papermill.execute_notebook(
+            str(draft), str(out), parameters, cwd=str(project_root()), progress_bar=True, kernel_name="python3"
+        )
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m residual.chapters", description=run_chapter.__doc__.split("\n")[0])
+    parser.add_argument("chapter", type=Path, help="a chapter's text, such as book/dimension.md")
+    parser.add_argument("--profile", type=Path, help="a YAML file of parameters, such as profiles/mini.yml")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="one parameter, its value as YAML: -p images 2000 -p encoders '[mini-openclip, ViT-B-32]'",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="the executed notebook; default _build/runs/<chapter>.ipynb")
+    args = parser.parse_args(arguments)
+    out = args.out or Path("_build/runs") / f"{args.chapter.stem}.ipynb"
+    try:
+        parameters = yaml.safe_load(args.profile.read_text()).get(args.chapter.stem, {}) if args.profile else {}
+        parameters |= {name: yaml.safe_load(value) for name, value in args.parameter}
+        run_chapter(args.chapter, out, parameters)
+    except (ParameterError, FileNotFoundError, yaml.YAMLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except papermill.PapermillExecutionError as error:
+        print(
+            f"error: {args.chapter} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr
+        )
+        print(f"the notebook up to there is {out}", file=sys.stderr)
+        return 1
+    print(json.dumps({"chapter": args.chapter.stem, "notebook": str(out), "parameters": parameters}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Every plot of the book. Each returns the matplotlib axes it drew."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from torch import Tensor
+from torchvision.utils import make_grid
+
+COLUMNS = {"linear_id": "L", "twonn_id": "N", "ratio": "Ratio", "evr1": "EVR$_1$"}
+DECIMALS = {"linear_id": 1, "twonn_id": 1, "ratio": 2, "evr1": 2}
+
+
+def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
+    """Fig. 2: for each model, layers in rows and L, N, their ratio and EVR1 in columns.
+
+    table: columns model, layer, linear_id, twonn_id, ratio, evr1. Shades run from the smallest
+    to the largest value of each column of each model.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    rows = table.groupby("model").size().max()
+    across = min(len(models), 3)
+    down = -(-len(models) // across)
+    height = down * (0.24 * rows + 0.9)
+    _, axes = plt.subplots(down, across, figsize=(3.1 * across, height), squeeze=False, layout="constrained")
+    for ax, model in zip(axes.flat, models, strict=False):
+        own = table[table["model"] == model].set_index("layer")[list(COLUMNS)]
+        shades = (own - own.min()) / (own.max() - own.min()).replace(0, 1)
+        text = own.apply(lambda column: column.map(lambda v, c=column.name: f"{v:.{DECIMALS[c]}f}"))
+        sns.heatmap(shades, annot=text, fmt="", cmap="Blues", vmax=1.25, cbar=False, ax=ax, annot_kws={"size": 8})
+        ax.set_xticklabels(COLUMNS.values())
+        ax.set_yticklabels(own.index, rotation=0)
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0)
+        ax.set(xlabel="", ylabel="Layer", title=model)
+    for ax in axes.flat[len(models) :]:
+        ax.remove()
+    return list(axes.flat[: len(models)])
+
+
+def dimension_curves(table: pd.DataFrame) -> list[Axes]:
+    """L, N, their ratio and EVR1 against relative depth, one line a model, with two standard errors where known."""
+    figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), layout="constrained")
+    styles = ["-", "--", ":", "-.", (0, (5, 1, 1, 1)), (0, (1, 3)), (0, (8, 2))]
+    colours = sns.color_palette("colorblind")
+    for index, (model, own) in enumerate(table.groupby("model", sort=False)):
+        depth = own["layer"] / own["layer"].max()
+        for ax, column in zip(axes, COLUMNS, strict=True):
+            line = {"ls": styles[index % len(styles)], "color": colours[index % len(colours)]}
+            ax.plot(depth, own[column], label=model, **line)
+            if f"{column}_se" in own:
+                margin = 2 * own[f"{column}_se"].fillna(0)
+                ax.fill_between(depth, own[column] - margin, own[column] + margin, color=line["color"], alpha=0.2, lw=0)
+    for ax, name in zip(axes, ("L (PCA, 99 %)", "N (TwoNN)", "Ratio L/N", "EVR$_1$"), strict=True):
+        ax.set(xlabel="relative depth", title=name)
+        ax.set_ylim(bottom=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return list(axes)
+
+
+def residual_block() -> Axes:
+    """Fig. 6: a pre-norm block writes its heads and its MLP into the residual stream."""
+    _, ax = plt.subplots(figsize=(9, 3.1), layout="constrained")
+    ax.set(xlim=(0, 18), ylim=(0, 6))
+    ax.axis("off")
+    arrow = {"arrowstyle": "-|>", "lw": 1.4, "color": "black"}
+    ax.annotate("", (17.9, 1), (0.1, 1), arrowprops=arrow | {"lw": 3})
+    ax.text(0.2, 0.35, "residual stream of the class token", va="center")
+    ax.text(17.8, 0.35, "to final LayerNorm and projection", ha="right", va="center")
+    for start, name, shade in ((1.5, "attention heads", "#cfe3f3"), (10, "MLP", "#f6dfc4")):
+        _box(ax, start, 3.9, 2.4, "LayerNorm", "#eeeeee")
+        width = 3.4 if name != "MLP" else 2.4
+        _box(ax, start + 3.1, 3.9, width, name, shade)
+        end = start + 3.1 + width + 0.7
+        ax.plot([start - 0.5, start - 0.5], [1, 4.5], color="black", lw=1.4)
+        ax.annotate("", (start, 4.5), (start - 0.5, 4.5), arrowprops=arrow)
+        ax.annotate("", (start + 3.1, 4.5), (start + 2.4, 4.5), arrowprops=arrow)
+        ax.plot([start + 3.1 + width, end], [4.5, 4.5], color="black", lw=1.4)
+        ax.annotate("", (end, 1.35), (end, 4.5), arrowprops=arrow)
+        ax.text(end, 1, "+", ha="center", va="center", fontsize=13, bbox={"boxstyle": "circle", "fc": "white"})
+        unit = "$\\sum_h H_{l,h}$" if name != "MLP" else "$M_l$"
+        ax.text(end + 0.2, 2.8, unit, va="center", fontsize=12)
+    ax.text(9.2, 5.75, "block $l$, repeated $L$ times", ha="center", va="center")
+    return ax
+
+
+def _box(ax: Axes, x: float, y: float, width: float, text: str, colour: str) -> None:
+    ax.add_patch(plt.Rectangle((x, y), width, 1.2, fc=colour, ec="black"))
+    ax.text(x + width / 2, y + 0.6, text, ha="center", va="center")
+
+
+def unit_norms(norms: pd.DataFrame) -> Axes:
+    """How far each unit takes the output: mean length over images, by layer and unit, one panel's worth.
+
+    norms: layers in index, units ("H0", ..., "MLP") in columns.
+    """
+    _, ax = plt.subplots(figsize=(0.5 * norms.shape[1] + 2, 0.32 * norms.shape[0] + 1), layout="constrained")
+    sns.heatmap(norms, cmap="cividis", ax=ax, cbar_kws={"label": "mean length, share of the output's"})
+    ax.set(xlabel="unit", ylabel="layer")
+    ax.tick_params(length=0, rotation=0)
+    return ax
+
+
+def contact_sheet(images: Tensor, columns: int) -> Axes:
+    """Images [n 3 h w] in rows of `columns`."""
+    sheet = make_grid(images, columns, padding=2, pad_value=255).permute(1, 2, 0)
+    _, ax = plt.subplots(figsize=(9, 9 * sheet.shape[0] / sheet.shape[1]), layout="constrained")
+    ax.imshow(sheet)
+    ax.axis("off")
+    return ax
+
+
+def training_curve(log: pd.DataFrame) -> Axes:
+    """Loss of a zoo encoder against images seen, from its training log."""
+    _, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    ax.plot(log["step"], log["loss"], color="black")
+    ax.set(xlabel="step", ylabel="contrastive loss")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.grid(axis="y", color="#dddddd", lw=0.6)
+    ax.set_xlim(0, np.ceil(log["step"].max()))
+    return ax

@@ -1,0 +1,43 @@
+"""Zero-shot classification: images against texts that name the classes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from residual.data import Dataset
+from residual.encoders import Encoder
+from residual.extraction import pixels_for
+
+
+@torch.no_grad()
+def encode_images(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Float[Tensor, "n d"]:
+    """The model's output for every image of a data set."""
+    parts = dataset.images.split(batch)
+    return torch.cat([encoder.encode_image(pixels_for(encoder, part)).float() for part in parts])
+
+
+@torch.no_grad()
+def class_encodings(encoder: Encoder, dataset: Dataset) -> Float[Tensor, "c d"]:
+    """One direction for each class: the normalised mean over templates of normalised text encodings.
+
+    Raises ValueError for an encoder without a text tower.
+    """
+    means = []
+    for name in dataset.classes:
+        texts = encoder.encode_text([template.format(name) for template in dataset.templates])
+        means.append(F.normalize(texts, dim=1).mean(0))
+    return F.normalize(torch.stack(means), dim=1)
+
+
+def zero_shot_accuracy(
+    outputs: Float[Tensor, "n d"], classes: Float[Tensor, "c d"], labels: Int64[Tensor, "n"]
+) -> tuple[float, float]:
+    """Share of images whose nearest class encoding by cosine is their own, and its standard error."""
+    if len(outputs) != len(labels) or len(outputs) == 0:
+        raise ValueError(f"{len(outputs)} outputs and {len(labels)} labels")
+    hits = (outputs.to(classes) @ classes.T).argmax(1) == labels.to(classes.device)
+    share = hits.double().mean().item()
+    return share, (share * (1 - share) / len(labels)) ** 0.5
