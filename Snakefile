@@ -1,8 +1,12 @@
 # The run as a graph: chapters -> book. A chapter is run again when its text, its profile, the library, its
 # published numbers or its place in the table of contents changed. Extractions have checksums of their own.
+import shlex
+import sys
 from pathlib import Path
 
 import yaml
+
+PYTHON = shlex.quote(sys.executable)
 
 PROFILE = config.get("profile", "mini")
 if not Path(f"profiles/{PROFILE}.yml").is_file():
@@ -29,7 +33,7 @@ rule chapter:
         f"_build/runs/{PROFILE}/{{chapter}}.ipynb",
     threads: workflow.cores  # a chapter uses all cores itself
     shell:
-        "python -m residual.chapters {input.text} --profile {input.profile} --out {output}"
+        "{PYTHON} -m residual.chapters {input.text} --profile {input.profile} --out {output}"
 
 
 rule book:
@@ -47,6 +51,6 @@ rule book:
         """
         rm -rf {params.site} && mkdir -p {params.site}
         cp {input} {params.site}
-        jupyter-book build -n -W --keep-going --quiet {params.site}
+        {PYTHON} -m jupyter_book build -n -W --keep-going --quiet {params.site}
         rm -rf _build/html && cp -r {params.site}/_build/html _build/html
         """

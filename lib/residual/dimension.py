@@ -58,7 +58,7 @@ def two_nn(x: Float[Tensor, "n d"], *, keep: float = 0.9, block: int = 256) -> f
     fitted = min(max(int(n * keep), 1), n - 1)  # at the last ratio the empirical distribution is 1, its log infinite
     ratios = ratios[:fitted]
     survival = -torch.log1p(-torch.arange(1, fitted + 1, dtype=torch.float64, device=x.device) / n)
-    if not (ratios > 0).any():
+    if ratios[-1] < 1e-12:
         raise ValueError("two_nn: every point has its two nearest neighbours at one distance, as on a grid")
     return float((ratios @ survival) / (ratios @ ratios))
 

@@ -38,6 +38,10 @@ class Encoder:
     std: tuple[float, ...]
     tokenize: Callable[[Sequence[str]], object] | None
 
+    def __repr__(self) -> str:
+        sizes = f"{self.layers} layers of {self.heads} heads of {self.head_width}, output {self.output_dim}"
+        return f"Encoder({self.name!r}, {self.family}, {self.weights}: {sizes})"
+
     @property
     def layers(self) -> int:
         return len(self.tower.blocks)

@@ -94,8 +94,8 @@ def _backdrops(kind: Tensor, colour: Tensor, size: int, generator: torch.Generat
         for c in (colour, other)
     )
     axis = torch.linspace(-1, 1, size)
-    angle = _uniform(n, 0, math.pi, generator)[:, None, None]
-    frequency = _uniform(n, 4, 16, generator)[:, None, None]
+    angle = _uniform(n, 0.0, math.pi, generator)[:, None, None]
+    frequency = _uniform(n, 4.0, 16.0, generator)[:, None, None]
     along = angle.cos() * axis[None, None, :] + angle.sin() * axis[None, :, None]
     across = angle.cos() * axis[None, :, None] - angle.sin() * axis[None, None, :]
     waves, crossed = (frequency * along).sin(), (frequency * across).sin()

@@ -20,16 +20,15 @@ def encode_images(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Fl
 
 
 @torch.no_grad()
-def class_encodings(encoder: Encoder, dataset: Dataset) -> Float[Tensor, "c d"]:
+def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Float[Tensor, "c d"]:
     """One direction for each class: the normalised mean over templates of normalised text encodings.
 
     Raises ValueError for an encoder without a text tower.
     """
-    means = []
-    for name in dataset.classes:
-        texts = encoder.encode_text([template.format(name) for template in dataset.templates])
-        means.append(F.normalize(texts, dim=1).mean(0))
-    return F.normalize(torch.stack(means), dim=1)
+    texts = [template.format(name) for name in dataset.classes for template in dataset.templates]
+    parts = [encoder.encode_text(texts[start : start + batch]) for start in range(0, len(texts), batch)]
+    encodings = F.normalize(torch.cat(parts).float(), dim=1).unflatten(0, (-1, len(dataset.templates)))
+    return F.normalize(encodings.mean(1), dim=1)
 
 
 def zero_shot_accuracy(

@@ -46,6 +46,11 @@ def _dinov2_sizes(layers: int) -> dict:
     return sizes
 
 
+def _blip_sizes(layers: int) -> dict:
+    # transformers' default for BLIP draws weights of 1e-10, with which no image differs from another.
+    return _vit_sizes(layers, image_size=384, patch_size=16, initializer_range=0.02)
+
+
 PAPER = {
     "OpenCLIP-L": Source("ViT-L-14", "laion2b_s32b_b82k"),
     "OpenCLIP-B": Source("ViT-B-16", "laion2b_s34b_b88k"),
@@ -55,7 +60,7 @@ PAPER = {
         "Salesforce/blip-itm-large-flickr",
         config={
             "model_type": "blip",
-            "vision_config": _vit_sizes(24, image_size=384, patch_size=16),
+            "vision_config": _blip_sizes(24),
             "text_config": {"encoder_hidden_size": 1024},
             "image_text_hidden_size": 256,
         },
@@ -64,7 +69,7 @@ PAPER = {
         "Salesforce/blip-itm-base-flickr",
         config={
             "model_type": "blip",
-            "vision_config": _vit_sizes(12, image_size=384, patch_size=16),
+            "vision_config": _blip_sizes(12),
             "text_config": {"encoder_hidden_size": 768},
             "image_text_hidden_size": 256,
         },

@@ -10,7 +10,9 @@ import csv
 import json
 import math
 import os
+import string
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from open_clip.model import CLIP
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -26,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from residual.artwork import STYLES, Artwork, load_artwork
 from residual.render import BACKDROPS, COLOURS, draw_scenes
-from residual.zoo.captions import STYLE_WORDS, Concepts, load_concepts, write_captions
+from residual.zoo.captions import OPENINGS, STYLE_WORDS, Concepts, load_concepts, write_captions
 
 MODEL = {
     "embed_dim": 128,
@@ -47,15 +49,24 @@ PEAK_RATE, WEIGHT_DECAY, WARM_UP = 1e-3, 0.1, 100
 
 
 def train_clip(
-    out: Path, npm: Path, *, steps: int = 3600, batch: int = 256, seed: int = 0, device: str = "cpu", every: int = 100
+    out: Path,
+    npm: Path,
+    *,
+    styles: tuple[str, ...] = STYLES,
+    steps: int = 3600,
+    batch: int = 256,
+    seed: int = 0,
+    device: str = "cpu",
+    every: int = 100,
 ) -> None:
     """Train `mini-openclip` and write it to the folder `out`, in open_clip's local-dir layout.
 
-    npm: `node_modules` with the drawings in the other styles. every: steps between checkpoints.
+    npm: `node_modules` with OpenMoji's table of keywords, and the drawings in styles other than
+    "twemoji". every: steps between checkpoints.
     """
     out.mkdir(parents=True, exist_ok=True)
-    artwork, concepts = load_artwork(STYLES, npm), load_concepts(npm)
-    tokenizer = train_tokenizer(concepts, MODEL["text_cfg"]["vocab_size"], MODEL["text_cfg"]["context_length"])
+    artwork, concepts = load_artwork(styles, npm), load_concepts(npm)
+    tokenizer = build_tokenizer(concepts, MODEL["text_cfg"]["vocab_size"], MODEL["text_cfg"]["context_length"])
     torch.manual_seed(seed)
     model = CLIP(**{k: dict(v) if isinstance(v, dict) else v for k, v in MODEL.items()}).to(device).train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -72,7 +83,7 @@ def train_clip(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
-    rows = [r for r in csv.DictReader(log.open()) if int(r["step"]) <= first] if first else []
+    rows = _read_log(log, first)
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=out.name, mininterval=5)
     started, loss_sum = time.monotonic() - seconds, 0.0
     for step in progress:
@@ -124,16 +135,21 @@ def contrastive_loss(
     return (by_image + by_text) / 2
 
 
-def train_tokenizer(concepts: Concepts, vocab_size: int, context_length: int) -> PreTrainedTokenizerFast:
-    """WordPiece over all words that captions are made of; unseen words fall into pieces."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    corpus = [*concepts.words, *STYLE_WORDS, *BACKDROPS, *COLOURS]
-    corpus += ["a picture photo emoji image icon of something on a background, big small"] * 50
-    corpus += [" ".join("abcdefghijklmnopqrstuvwxyz0123456789")] * 5
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]", "[EOS]"])
-    tokenizer.train_from_iterator(corpus, trainer)
+def build_tokenizer(concepts: Concepts, vocab_size: int, context_length: int) -> PreTrainedTokenizerFast:
+    """WordPiece over the most frequent words of captions and all single characters.
+
+    The vocabulary is counted, not trained: the trainers of `tokenizers` break ties at random, and a
+    resumed run must give every word its old number.
+    """
+    texts = [*concepts.words, *STYLE_WORDS, *BACKDROPS, *COLOURS, *OPENINGS, "something on background big small"]
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(w for text in texts for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    characters = sorted({*string.ascii_lowercase, *string.digits, *"".join(counts)})
+    words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    vocabulary = ["[PAD]", "[UNK]", "[EOS]", *characters, *(f"##{c}" for c in characters), *words][:vocab_size]
+    pieces = {word: index for index, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -162,6 +178,13 @@ def _batch(artwork: Artwork, concepts: Concepts, tokenizer, batch: int, seed: in
     tokens = tokenizer(captions.texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     return (scene.images / 255 - mean) / std, tokens.input_ids, captions.positives
+
+
+def _read_log(path: Path, last: int) -> list[dict]:
+    if not last:
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= last]
 
 
 def _write_log(path: Path, rows: list[dict]) -> None:

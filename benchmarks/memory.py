@@ -1,0 +1,40 @@
+"""Peak memory of TwoNN against torch.cdist: `python benchmarks/memory.py`.
+
+Each way runs in a process of its own; what is printed is the rise of the peak above the data.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import torch
+
+from residual.dimension import two_nn
+
+
+def peak() -> float:
+    """Peak resident memory in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        way, n = sys.argv[1], int(sys.argv[2])
+        x = torch.randn(n, 66 if way == "ours" else 768, generator=torch.Generator().manual_seed(0))
+        torch.cdist(x[:2000], x[:2000]), two_nn(x[:2000])  # libraries load before the count starts
+        before = peak()
+        if way == "ours":
+            two_nn(x)
+        else:
+            torch.cdist(x, x).topk(3, largest=False)
+        print(f"{peak() - before:8.0f} MB  {way:5s}  n = {n}")
+        return
+    for n in (5000, 10000, 20000):
+        for way in ("ours", "naive"):
+            subprocess.run([sys.executable, __file__, way, str(n)], check=True)
+
+
+if __name__ == "__main__":
+    main()

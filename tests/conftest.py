@@ -1,0 +1,92 @@
+"""Small real encoders of every family, so that most tests take milliseconds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers as hf
+
+from residual import Encoder, load_encoder
+from residual.data import Dataset
+
+SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+TOWERS = {
+    "blip": {
+        "vision_config": SMALL | {"intermediate_size": 96, "initializer_range": 0.02},
+        "text_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "encoder_hidden_size": 48},
+        "image_text_hidden_size": 20,
+    },
+    "clip": {
+        "vision_config": SMALL | {"intermediate_size": 96, "hidden_act": "quick_gelu"},
+        "text_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+        "projection_dim": 20,
+    },
+    "dinov2": SMALL,
+    "dinov2-swiglu": SMALL | {"use_swiglu_ffn": True},
+    "dinov2_with_registers": SMALL | {"num_register_tokens": 4},
+    "vit": SMALL | {"intermediate_size": 96},
+    "vit-no-bias": SMALL | {"intermediate_size": 96, "qkv_bias": False},
+}
+OPEN_CLIP = {
+    "openclip": {},
+    "openclip-scaled": {"ls_init_value": 0.3, "no_ln_pre": True, "final_ln_after_pool": True},
+}
+FAMILIES = [*TOWERS, *OPEN_CLIP]
+
+
+def shake(encoder: Encoder, seed: int = 0) -> Encoder:
+    """Biases, LayerNorm weights and layer scales at random: at initialisation Eq. 1 is too easy."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in encoder.model.parameters():
+        if parameter.ndim == 1:
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return encoder
+
+
+def pixels_of(encoder: Encoder, count: int = 3, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, *encoder.tower.image_size, generator=generator)
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def write_config(folder, kind: str) -> None:
+    """A model's configuration as its library saves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind in OPEN_CLIP:
+        vision = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12} | OPEN_CLIP[kind]
+        text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+        config = {"model_cfg": {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+    else:
+        hf.AutoConfig.for_model(kind.split("-")[0], **TOWERS[kind]).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("encoders")
+    for kind in FAMILIES:
+        write_config(root / kind, kind)
+    return root
+
+
+@pytest.fixture
+def small(folders):
+    """small(kind) builds one of FAMILIES with shaken random weights."""
+    return lambda kind, **options: shake(load_encoder(str(folders / kind), pretrained=False, **options))
+
+
+@pytest.fixture
+def encoder(small):
+    return small("openclip")
+
+
+@pytest.fixture
+def dataset():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (70, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Dataset("noise", "train", images, torch.arange(70) % 3, ("a", "b", "c"), ("{}",))

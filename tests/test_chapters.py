@@ -1,0 +1,120 @@
+"""Chapters run with parameters, refuse bad ones before any work, and the book builds without a warning."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import write_config
+from residual.chapters import PARAMETERS, ParameterError, check_parameters, main, project_root
+
+ROOT = project_root()
+CHAPTERS = [
+    ROOT / "book" / f"{entry['file']}.md" for entry in yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]
+]
+MINI = ["-p", "encoders", "[mini-openclip]"]
+
+
+def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
+    write_config(tmp_path / "dino v2", "dinov2")  # a path with a space
+    out = tmp_path / "out.ipynb"
+    given = ["profile", "test", "dataset", "digits", "images", "120", "seed", "3"]
+    pairs = [word for name, value in zip(given[::2], given[1::2], strict=True) for word in ("-p", name, value)]
+    encoders = f"['{tmp_path / 'dino v2'}@random', mini-openclip]"
+    assert main([str(ROOT / "book/dimension.md"), *pairs, "-p", "encoders", encoders, "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["seed"] == 3
+    notebook = jupytext.read(out)
+    assert not [o for cell in notebook.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+    table = pd.read_csv(ROOT / "_build/results/test/intrinsic_dimension.csv")
+    assert set(pd.read_csv(ROOT / "book/published/intrinsic_dimension.csv").columns) <= set(table.columns)
+    assert table.groupby("model").size().tolist() == [3, 8]
+    assert table[["linear_id", "twonn_id", "ratio", "evr1"]].gt(0).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "image", "3"], "no parameters ['image']; it has"),
+        (["-p", "images", "many"], "images = 'many': Input should be a valid integer"),
+        (["-p", "images", "3"], "greater than or equal to 20"),
+        (["-p", "dataset", "imagenet"], "dataset = 'imagenet': choose from emoji"),
+        (["-p", "encoders", "[resnet]"], "unknown encoder 'resnet'"),
+        (["-p", "encoders", "mini-openclip"], "valid list"),
+        (["-p", "device", "gpu"], "gpu"),
+        (["-p", "seed", "[1"], "error"),
+        (["--profile", "profiles/none.yml"], "profiles/none.yml"),
+    ],
+)
+def test_bad_parameters_stop_a_chapter_before_any_work(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("residual.chapters.papermill.execute_notebook", None)
+    out = tmp_path / "out.ipynb"
+    assert main([str(ROOT / "book/dimension.md"), *arguments, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_bad_parameters_are_named_at_once():
+    with pytest.raises(ParameterError, match=r"split = 'all'.*; seed = -1"):
+        check_parameters(split="all", seed=-1)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_chapters_keep_to_the_style(path):
+    notebook = jupytext.read(path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    parameters = next(cell for cell in code if "parameters" in cell.metadata.get("tags", []))
+    names = re.findall(r"^(\w+) = ", parameters.source, re.M)
+    assert set(names) <= set(PARAMETERS)
+    assert len(names) <= 15
+    assert code.index(parameters) == 0
+    assert "check_parameters(" in code[1].source
+    for cell in code:
+        if "figures." in cell.source and "mystnb" in cell.metadata:
+            assert cell.metadata["mystnb"]["image"]["alt"]
+            assert cell.metadata["mystnb"]["figure"]["caption"]
+    for profile in (ROOT / "profiles").glob("*.yml"):
+        given = yaml.safe_load(profile.read_text())[path.stem]
+        assert set(given) <= set(names)
+        check_parameters(**given)
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The book, built with the smallest profile, in place of no other: it goes to _build/site/tiny."""
+    target = "_build/site/tiny/_build/html/index.html"
+    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", "all", "--config", "profile=tiny"]
+    done = subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    again = subprocess.run([*command, "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    return (ROOT / target).parent
+
+
+def test_the_book_has_every_chapter_with_its_figures(site):
+    for path in CHAPTERS:
+        html = (site / f"{path.stem}.html").read_text()
+        assert html.count("<figure") + html.count('<div class="cell_output') >= path.read_text().count("  figure:")
+        assert "Traceback" not in html
+        assert "glue:text" not in html
+        assert "output stderr" not in html
+        for image in re.findall(r'<img[^>]*src="(_images/[^"]+)"', html):
+            assert (site / image).stat().st_size > 2000
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_the_book_opens_in_a_browser(site, tmp_path):
+    page = Path(site / "dimension.html").as_uri()
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    shot = tmp_path / "page.png"
+    command = ["chromium", *options, f"--user-data-dir={tmp_path / 'user'}", f"--screenshot={shot}", page]
+    subprocess.run(command, capture_output=True, check=True, timeout=120)
+    assert shot.stat().st_size > 10_000

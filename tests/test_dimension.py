@@ -1,0 +1,143 @@
+"""Known dimensions, invariances, and refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import make_swiss_roll
+from sklearn.linear_model import LinearRegression
+from sklearn.neighbors import NearestNeighbors
+
+from residual.dimension import pca_dimension, subsampling_error, two_nn
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def ball(n, d, seed=0):
+    x = torch.randn(n, d, generator=generator(seed))
+    return x / x.norm(dim=1, keepdim=True) * torch.rand(n, 1, generator=generator(seed + 1)) ** (1 / d)
+
+
+def embedded(x, d, seed=3):
+    basis, _ = torch.linalg.qr(torch.randn(d, x.shape[1], generator=generator(seed), dtype=torch.float64))
+    return x.double() @ basis.T
+
+
+def reference_two_nn(x, keep):
+    """The estimator as its paper words it, by scikit-learn's neighbours and regression in double precision."""
+    x = np.unique(np.asarray(x, dtype=np.float64), axis=0)
+    distances, _ = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(x).kneighbors(x)
+    ratios = np.sort(distances[:, 2] / distances[:, 1])[: int(len(x) * keep)]
+    share = np.arange(1, len(ratios) + 1) / len(x)
+    fit = LinearRegression(fit_intercept=False).fit(np.log(ratios)[:, None], -np.log1p(-share))
+    return float(fit.coef_[0])
+
+
+# The estimator is known to fall short in many dimensions, where a sample is never dense: the tolerance grows.
+@pytest.mark.parametrize("n", [500, 2000, 6000])
+@pytest.mark.parametrize(("d", "tolerance"), [(1, 0.08), (2, 0.08), (5, 0.12), (10, 0.22)])
+def test_balls_in_ten_dimensions(n, d, tolerance):
+    slack = tolerance * (1 + 20 / math.sqrt(n) / 2)
+    assert two_nn(embedded(ball(n, d), 20)) == pytest.approx(d, rel=slack)
+
+
+@pytest.mark.parametrize("n", [1000, 4000])
+def test_known_manifolds(n):
+    sphere = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator()), dim=1)
+    assert two_nn(sphere) == pytest.approx(3, rel=0.1)
+    roll = torch.tensor(make_swiss_roll(n, random_state=0)[0])
+    assert two_nn(roll) == pytest.approx(2, rel=0.1)
+    time = torch.rand(n, generator=generator(), dtype=torch.float64) * 6
+    curve = torch.stack([(k * time).sin() / k for k in range(1, 60)], 1)
+    assert two_nn(curve) == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+@pytest.mark.parametrize(("n", "d"), [(301, 1), (700, 3), (900, 24)])
+def test_equals_an_independent_implementation(n, d, keep, seed):
+    x = embedded(ball(n, d, seed), 30, seed)
+    assert two_nn(x, keep=keep) == pytest.approx(reference_two_nn(x, keep), rel=2e-3)
+
+
+@given(
+    scale=st.floats(1e-6, 1e6), shift=st.floats(-1e3, 1e3), block=st.integers(1, 700), seed=st.integers(0, 5)
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_scale_shift_rotation_embedding_and_blocks_do_not_matter(scale, shift, block, seed):
+    x = ball(600, 3, seed).double()
+    moved = embedded(x, 12, seed) * scale + shift * scale
+    assert two_nn(moved, block=block) == pytest.approx(two_nn(x), rel=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_precisions(dtype):
+    assert two_nn(ball(800, 8).to(dtype)) == pytest.approx(two_nn(ball(800, 8)), rel=0.05)
+
+
+def test_close_neighbours_far_from_the_origin_are_told_apart():
+    """Squared distances of 1e-8 among norms of 1 are beneath single precision's |b|^2 - 2ab."""
+    clusters = torch.randn(20, 10, generator=generator(), dtype=torch.float64).repeat_interleave(60, 0)
+    x = clusters + 1e-4 * ball(1200, 2).double() @ torch.randn(2, 10, generator=generator(1), dtype=torch.float64)
+    assert two_nn(x) == pytest.approx(reference_two_nn(x, 0.9), rel=2e-3)
+
+
+def test_duplicates_are_dropped():
+    x = ball(500, 3)
+    assert two_nn(torch.cat([x, x[:200], x[:50]])) == pytest.approx(two_nn(x), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (torch.rand(19, 3), {}, "20 distinct rows, not 19"),
+        (torch.zeros(50, 3), {}, "20 distinct rows, not 1"),
+        (torch.full((50, 3), torch.nan), {}, "NaN"),
+        (torch.rand(50, 3), {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
+        (torch.rand(50, 3), {"keep": 1.5}, r"keep must lie in \(0, 1\]"),
+        (torch.cartesian_prod(*[torch.arange(6.0)] * 2), {}, "grid"),
+    ],
+)
+def test_what_has_no_dimension_is_refused(x, options, message):
+    with pytest.raises(ValueError, match=message):
+        two_nn(x, **options)
+
+
+def test_the_standard_error_is_that_of_repeated_samples():
+    estimates = torch.tensor([two_nn(ball(800, 4, seed)) for seed in range(0, 40, 2)])
+    errors = [subsampling_error(two_nn, ball(800, 4, seed), repeats=20, seed=seed) for seed in range(0, 6, 2)]
+    assert sum(errors) / len(errors) == pytest.approx(float(estimates.std()), rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "threshold", "expected"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], 1.0, 4),
+        ([1.0, 1.0, 1.0, 1.0], 0.75, 3),
+        ([1.0, 1.0, 1.0, 1.0], 0.76, 4),
+        ([99.0, 1.0], 0.99, 1),
+        ([98.0, 2.0], 0.99, 2),
+        ([0.0, 3.0, -1e-18], 0.99, 1),
+        ([0.0, 0.0], 0.99, 0),
+    ],
+)
+def test_pca_dimension(eigenvalues, threshold, expected):
+    assert pca_dimension(torch.tensor(eigenvalues, dtype=torch.float64), threshold) == expected
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.1, -1.0])
+def test_pca_dimension_refuses_other_thresholds(threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        pca_dimension(torch.ones(3), threshold)
+
+
+def test_pca_dimension_refuses_nan():
+    with pytest.raises(ValueError, match="finite"):
+        pca_dimension(torch.tensor([1.0, torch.nan]))

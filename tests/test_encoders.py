@@ -1,0 +1,153 @@
+"""What is loaded is what was asked for, and what cannot be decomposed is refused by name."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+
+from conftest import TOWERS, pixels_of
+from residual import UnsupportedArchitectureError, load_encoder
+
+KINDS = {"blip": hf.BlipForImageTextRetrieval, "dinov2": hf.Dinov2Model, "clip": hf.CLIPModel}
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-S-16-alt", "facebook/dinov2-base", "mini-openclip"])
+def test_sizes_are_read_from_the_model(name):
+    encoder = load_encoder(name, pretrained=False)
+    assert encoder.heads * encoder.head_width == encoder.width == encoder.tower.norm.weight.numel()
+    assert encoder.encode_image(pixels_of(encoder, 1)).shape == (1, encoder.output_dim)
+    size = encoder.preprocess(Image.new("RGB", (700, 500))).shape[1:]
+    assert tuple(size) == encoder.tower.image_size or encoder.family == "DINOv2"
+
+
+def test_clip_has_quick_gelu_and_openclip_has_not():
+    for name, gelu in (("CLIP-B", "QuickGELU"), ("OpenCLIP-B", "GELU")):
+        encoder = load_encoder(name, pretrained=False)
+        assert type(encoder.tower.blocks[0].mlp.gelu).__name__ == gelu
+        assert encoder.family == name.removesuffix("-B")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("RN50", "ModifiedResNet"),
+        ("convnext_base", "TimmModel"),
+        ("ViT-B-16-SigLIP", "TimmModel"),
+        ("coca_ViT-B-32", "pools by attention"),
+        ("ViT-H-14-CLIPA", "no class token"),
+    ],
+)
+def test_other_architectures_are_refused_with_a_reason(name, reason):
+    with pytest.raises(UnsupportedArchitectureError, match=rf"{name} cannot .*{reason}"):
+        load_encoder(name, pretrained=False)
+
+
+def test_transformers_architectures_are_refused_with_a_reason(tmp_path):
+    hf.Swinv2Config().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedArchitectureError, match="post-norm"):
+        load_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("nonsense", True, "unknown encoder 'nonsense'; give one of mini-openclip"),
+        ("ViT-B-32", True, "give pretrained= one of .*laion2b_s34b_b79k"),
+        ("ViT-B-32", "imagenet", "no weights 'imagenet'"),
+        ("ViT-B-32@imagenet", True, "no weights 'imagenet'"),
+        ("DINOv2-B", "openai", "has no tags"),
+        ("mini-openclip", "openai", "names its own weights"),
+    ],
+)
+def test_unknown_names_and_tags_are_named(name, pretrained, message):
+    with pytest.raises(ValueError, match=message):
+        load_encoder(name, pretrained)
+
+
+def test_random_weights_come_from_the_seed_alone(folders):
+    def build(seed):
+        return load_encoder(str(folders / "vit"), pretrained=False, seed=seed).weights_hash()
+
+    first = build(0)
+    torch.rand(3)
+    assert build(0) == first
+    assert build(1) != first
+    before = torch.random.get_rng_state()
+    build(0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_local_folder_gives_back_what_was_saved(small, tmp_path, kind):
+    encoder = small(kind)
+    encoder.model.save_pretrained(tmp_path)
+    again = load_encoder(str(tmp_path))
+    assert again.weights_hash() == encoder.weights_hash()
+    pixels = pixels_of(encoder)
+    torch.testing.assert_close(again.encode_image(pixels), encoder.encode_image(pixels))
+
+
+def test_a_classifier_is_loaded_without_its_head(tmp_path):
+    hf.ViTForImageClassification(hf.ViTConfig(**TOWERS["vit"])).save_pretrained(tmp_path)
+    assert load_encoder(str(tmp_path)).family == "ViT"
+
+
+@pytest.mark.parametrize("width", [96, 192])  # misshapen, or of the right shape and missing
+def test_weights_of_another_architecture_are_refused(small, tmp_path, width):
+    small("dinov2").model.save_pretrained(tmp_path)
+    hf.ViTConfig(**TOWERS["vit"] | {"intermediate_size": width}).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"do not fit ViTModel|cannot load"):
+        load_encoder(str(tmp_path))
+
+
+def test_truncated_weights_are_refused(small, tmp_path):
+    small("dinov2").model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(RuntimeError, match="cannot load"):
+        load_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "open_clip_pytorch_model.bin"])
+def test_a_pickle_that_runs_code_is_refused(folders, tmp_path, name):
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "attacked"), "w"))
+
+    kind, config = ("openclip", "open_clip_config.json") if name.startswith("open") else ("vit", "config.json")
+    (tmp_path / config).write_bytes((folders / kind / config).read_bytes())
+    (tmp_path / name).write_bytes(pickle.dumps({"weight": Attack()}))
+    with pytest.raises(RuntimeError, match="cannot load"):
+        load_encoder(str(tmp_path))
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("kind", ["openclip", "vit"])
+def test_missing_weights_are_not_replaced_by_random_ones(folders, kind):
+    with pytest.raises(RuntimeError, match="pretrained=False"):
+        load_encoder(str(folders / kind))
+
+
+def test_texts_are_encoded_or_refused(encoder, small):
+    assert encoder.encode_text(["a red circle", "a blue one"]).shape == (2, 20)
+    for bad in ("a red circle", []):
+        with pytest.raises(ValueError, match="non-empty list"):
+            encoder.encode_text(bad)
+    with pytest.raises(ValueError, match="no text tower"):
+        small("dinov2").encode_text(["a"])
+
+
+def test_the_hash_sees_every_weight(encoder):
+    before = encoder.weights_hash()
+    encoder.model.visual.proj[0, 0] += 1e-4
+    assert encoder.weights_hash() != before
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["CLIP-B", "DINOv2-B", "ViT-B", "BLIP-B"])
+def test_real_weights_load(name):
+    assert load_encoder(name).layers == 12

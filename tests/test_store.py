@@ -1,0 +1,193 @@
+"""An extraction can be killed, damaged, run twice or run out of disk, and ends with the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+from conftest import write_config
+from residual import extract, load_units, trace
+from residual.data import Dataset
+from residual.spectrum import pca
+from residual.store import StoreError, write_bytes
+
+OPTIONS = {"coordinates": "float32", "batch": 8, "shard": 16, "progress": False}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def test_moments_and_coordinates_are_those_of_the_units(encoder, dataset, tmp_path):
+    stored = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    units = trace(encoder, dataset.images)
+    assert stored.labels == units.labels
+    assert stored.heads.count == len(dataset)
+    spectra, unit = stored.head_pca(), pca(units["L1.H2"].double())
+    k = spectra.eigenvalues.shape[-1]
+    torch.testing.assert_close(spectra.eigenvalues[1, 2], unit.eigenvalues[:k], rtol=1e-5, atol=1e-9)
+    samples = stored.head_coordinates(1, 2)
+    ours, theirs = (torch.cdist(x[:20], x[20:]) for x in (samples.float(), units["L1.H2"]))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(stored.outputs(), units.output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stored.block_coordinates(2), units["L1.MLP"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stored.output.mean.float(), units.output.mean(0), rtol=1e-4, atol=1e-5)
+    assert torch.equal(stored.class_labels(), dataset.labels)
+
+
+def test_a_second_run_does_no_work(encoder, dataset, tmp_path, monkeypatch):
+    first = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    monkeypatch.setattr("residual.extraction.trace", None)
+    second = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    assert torch.equal(first.heads.scatter, second.heads.scatter)
+
+
+def test_what_an_extraction_depends_on_has_a_folder_of_its_own(encoder, dataset, small, tmp_path):
+    folders = {extract(encoder, dataset, root=tmp_path, **OPTIONS).folder}
+    folders.add(extract(encoder, dataset.head(40), root=tmp_path, **OPTIONS).folder)
+    folders.add(extract(encoder, dataset, root=tmp_path, **OPTIONS | {"coordinates": None}).folder)
+    encoder.model.visual.proj[0, 0] += 1
+    folders.add(extract(encoder, dataset, root=tmp_path, **OPTIONS).folder)
+    assert len(folders) == 4
+
+
+@pytest.mark.parametrize("when", [1, 3, 6])
+def test_an_interrupted_run_ends_with_the_same_bytes(encoder, dataset, tmp_path, monkeypatch, when):
+    whole = extract(encoder, dataset, root=tmp_path / "whole", **OPTIONS)
+    calls = []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return trace(*args)
+
+    monkeypatch.setattr("residual.extraction.trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(encoder, dataset, root=tmp_path / "part", **OPTIONS)
+    resumed = extract(encoder, dataset, root=tmp_path / "part", **OPTIONS)
+    assert contents(resumed.folder) == contents(whole.folder)
+
+
+SCRIPT = """
+    import sys, torch
+    from residual import extract, load_encoder
+    from residual.data import Dataset
+    images = torch.randint(0, 256, (800, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = Dataset("noise", "train", images, torch.zeros(800, dtype=torch.int64), ("a",), ("{}",))
+    encoder = load_encoder(sys.argv[1], pretrained=False)
+    extract(encoder, data, root=sys.argv[2], coordinates="float32", batch=8, shard=16, progress=False)
+"""
+
+
+def start(encoder_folder, root):
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(encoder_folder), str(root)])
+
+
+def test_killed_and_doubled_processes_end_with_the_same_bytes(tmp_path):
+    write_config(tmp_path / "vit", "vit")
+    for _ in range(2):
+        process = start(tmp_path / "vit", tmp_path / "killed")
+        deadline = time.monotonic() + 60
+        seen = len(list((tmp_path / "killed").glob("*/shard-*"))) if (tmp_path / "killed").exists() else 0
+        while time.monotonic() < deadline and process.poll() is None:
+            if len(list((tmp_path / "killed").glob("*/shard-*"))) > seen + 2:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.wait()
+    pair = [start(tmp_path / "vit", tmp_path / "killed") for _ in range(2)]
+    assert [process.wait() for process in pair] == [0, 0]
+    assert start(tmp_path / "vit", tmp_path / "whole").wait() == 0
+    (killed,), (whole,) = ([*(tmp_path / name).iterdir()] for name in ("killed", "whole"))
+    assert contents(killed) == contents(whole)
+    assert not list(killed.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["shard-00001.safetensors", "frames.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_damage_is_named_and_mended(encoder, dataset, tmp_path, caplog, name, damage):
+    stored = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    before, path = contents(stored.folder), stored.folder / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-7] if damage == "truncated" else data[:-7] + bytes([data[-7] ^ 1]) + data[-6:])
+    with pytest.raises(StoreError, match=name):
+        load_units(stored.folder)
+    extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    assert name in caplog.text
+    assert contents(stored.folder) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"encoder": 3}'])
+def test_an_unreadable_manifest_means_starting_anew(encoder, dataset, tmp_path, caplog, text):
+    stored = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    before = contents(stored.folder)
+    (stored.folder / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match="run extract again"):
+        load_units(stored.folder)
+    extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    assert "cannot be read" in caplog.text
+    assert contents(stored.folder) == before
+
+
+def test_an_incomplete_folder_is_not_opened(encoder, dataset, tmp_path):
+    stored = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    manifest = json.loads((stored.folder / "manifest.json").read_text())
+    manifest["shards"] = manifest["shards"][:2]
+    (stored.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="32 of 70 images"):
+        load_units(stored.folder)
+
+
+def test_a_full_disk_leaves_the_last_good_state(tmp_path):
+    """The file-size limit stands in for a full disk: writing fails in the middle of a file."""
+    path = tmp_path / "file"
+    write_bytes(path, b"good")
+    code = """
+        import resource, signal, sys
+        from pathlib import Path
+        from residual.store import write_bytes
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_bytes(Path(sys.argv[1]), bytes(5000))
+        except OSError as error:
+            print(error)
+    """
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(path)], capture_output=True, text=True)
+    assert "no room for 5,000 bytes" in out.stdout
+    assert path.read_bytes() == b"good"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_moments_only_have_no_coordinates(encoder, dataset, tmp_path):
+    stored = extract(encoder, dataset, root=tmp_path, **OPTIONS | {"coordinates": None})
+    with pytest.raises(StoreError, match="moments only"):
+        stored.head_coordinates(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"coordinates": "int8"}, "float16"), ({"batch": 0}, "positive"), ({"split": "all"}, "unknown split 'all'")],
+)
+def test_bad_arguments_are_refused_before_any_work(encoder, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        extract(encoder, "emoji", root=tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_of_another_size_go_through_preprocessing(encoder, tmp_path):
+    images = torch.randint(0, 256, (5, 3, 48, 40), dtype=torch.uint8)
+    data = Dataset("other", "test", images, torch.zeros(5, dtype=torch.int64), ("a",), ("{}",))
+    assert extract(encoder, data, root=tmp_path, progress=False).output.count == 5

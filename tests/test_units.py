@@ -1,0 +1,178 @@
+"""Eq. 1: the units sum to the model's own output, and tracing leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import FAMILIES, pixels_of, relative_error, shake
+from residual import load_encoder, trace
+
+BASE = ["OpenCLIP-B", "CLIP-B", "BLIP-B", "DINOv2-B", "ViT-B"]
+LARGE = ["OpenCLIP-L", "CLIP-L", "BLIP-L", "DINOv2-L", "ViT-L"]
+
+
+def state_of(module):
+    """Everything that tracing could leave on a module."""
+    return [
+        (name, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks), m.training)
+        for name, m in module.named_modules()
+    ]
+
+
+def check_identity(encoder, pixels, tolerance):
+    before, untraced = state_of(encoder.model), encoder.encode_image(pixels)
+    units = trace(encoder, pixels)
+    assert relative_error(units.output, untraced) < tolerance
+    assert relative_error(units.total(), untraced) < tolerance
+    assert relative_error(sum(units[label] for label in units.labels), untraced) < tolerance
+    assert state_of(encoder.model) == before
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("count", [1, 5])
+def test_units_sum_to_the_output_in_double_precision(small, kind, count):
+    encoder = small(kind, dtype=torch.float64)
+    check_identity(encoder, pixels_of(encoder, count), 1e-12)
+
+
+@pytest.mark.parametrize("name", BASE)
+def test_units_sum_to_the_output_at_base_size(name):
+    encoder = shake(load_encoder(name, pretrained=False))
+    assert (encoder.layers, encoder.heads, encoder.width, encoder.head_width) == (12, 12, 768, 64)
+    check_identity(encoder, pixels_of(encoder, 2), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_units_sum_to_the_output_at_large_size(name):
+    encoder = shake(load_encoder(name, pretrained=False))
+    assert (encoder.layers, encoder.heads, encoder.width, encoder.head_width) == (24, 16, 1024, 64)
+    check_identity(encoder, pixels_of(encoder, 2), 1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+@pytest.mark.parametrize("kind", ["openclip", "dinov2"])
+def test_half_precision_is_as_good_as_its_rounding(small, kind, dtype, tolerance):
+    encoder, exact = small(kind, dtype=dtype), small(kind)
+    pixels = pixels_of(exact)
+    units = trace(encoder, pixels)
+    assert units.output.dtype == torch.float32
+    assert relative_error(units.total(), units.output) < tolerance
+    assert relative_error(units.output, trace(exact, pixels).output) < tolerance
+
+
+def test_a_unit_is_what_removing_it_changes(encoder):
+    """The last block's unit is the change of the residual stream, with the norm's m and s held."""
+    pixels = pixels_of(encoder)
+    block, seen = encoder.tower.blocks[-1], []
+    handle = block.mlp.register_forward_hook(lambda _, __, out: seen.append(out[:, 0]))
+    units = trace(encoder, pixels)
+    handle.remove()
+    visual, share = encoder.model.visual, 1 / (2 * encoder.layers + 1)
+    end = []
+    visual.ln_post.register_forward_pre_hook(lambda _, args: end.append(args[0][:, 0]))
+    encoder.encode_image(pixels)
+    mean = end[0].mean(1, keepdim=True)
+    scale = (end[0].var(1, correction=0, keepdim=True) + visual.ln_post.eps).sqrt()
+    expected = (visual.ln_post.weight * (seen[0] - mean * share) / scale + visual.ln_post.bias * share) @ visual.proj
+    torch.testing.assert_close(units["L2.MLP"], expected)
+
+
+def test_labels_follow_the_residual_stream(encoder):
+    labels = trace(encoder, pixels_of(encoder)).labels
+    assert labels[:6] == ["X0", "L0.H0", "L0.H1", "L0.H2", "L0.H3", "L0.MLP"]
+    assert len(labels) == 1 + encoder.layers * (encoder.heads + 1)
+
+
+@pytest.mark.parametrize("label", ["L9.H0", "L0.H4", "x", ""])
+def test_an_unknown_unit_is_named(encoder, label):
+    with pytest.raises(KeyError, match="no unit"):
+        trace(encoder, pixels_of(encoder))[label]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", ["openclip", "blip", "dinov2"])
+def test_an_exception_inside_leaves_the_model_as_it_was(small, kind, error):
+    encoder = small(kind)
+    pixels, before = pixels_of(encoder), state_of(encoder.model)
+    untraced = encoder.encode_image(pixels)
+
+    def fail(*_):
+        raise error("stop")
+
+    for module in (encoder.tower.blocks[1].module, encoder.tower.blocks[2].mlp):
+        handle = module.register_forward_hook(fail)
+        with pytest.raises(error):
+            trace(encoder, pixels)
+        handle.remove()
+        assert state_of(encoder.model) == before
+    torch.testing.assert_close(encoder.encode_image(pixels), untraced, rtol=0, atol=0)
+
+
+def test_nested_tracing_keeps_both_apart(encoder):
+    outer, inner = pixels_of(encoder, 2), pixels_of(encoder, 3, seed=1)
+    expected, before, found = trace(encoder, inner), state_of(encoder.model), []
+
+    def trace_inside(*_):
+        if not found:
+            found.append(None)
+            found[0] = trace(encoder, inner)
+
+    handle = encoder.tower.blocks[1].mlp.register_forward_hook(trace_inside)
+    units = trace(encoder, outer)
+    handle.remove()
+    torch.testing.assert_close(found[0].total(), expected.total())
+    assert relative_error(units.total(), encoder.encode_image(outer)) < 1e-5
+    assert state_of(encoder.model) == before
+
+
+def test_a_block_that_does_not_run_is_an_error(encoder):
+    blocks, first = encoder.model.visual.transformer.resblocks, encoder.tower.blocks[0].module
+    blocks[0] = torch.nn.Identity()
+    blocks[0].forward = lambda x, attn_mask=None: x
+    with pytest.raises(RuntimeError, match=r"\['L0'\].*did not run"):
+        trace(encoder, pixels_of(encoder))
+    assert "forward" not in vars(first)
+
+
+def test_a_block_that_runs_twice_is_an_error(encoder):
+    blocks = encoder.model.visual.transformer.resblocks
+    blocks[1] = blocks[0]
+    with pytest.raises(RuntimeError, match="ran twice"):
+        trace(encoder, pixels_of(encoder))
+
+
+def test_training_mode_is_refused(encoder):
+    encoder.model.train()
+    with pytest.raises(RuntimeError, match="training mode"):
+        trace(encoder, pixels_of(encoder))
+
+
+def test_uint8_pixels_are_normalised(encoder):
+    raw = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))
+    torch.testing.assert_close(trace(encoder, raw).output, trace(encoder, (raw / 255 - mean) / std).output)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "error", "message"),
+    [
+        ([[0.0]], TypeError, "torch"),
+        (torch.zeros(3, 32, 32), ValueError, r"\[3, 32, 32\]"),
+        (torch.zeros(0, 3, 32, 32), ValueError, "n > 0"),
+        (torch.zeros(2, 1, 32, 32), ValueError, r"\[2, 1, 32, 32\]"),
+        (torch.zeros(2, 3, 33, 31), ValueError, "not 33 x 31"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.int64), TypeError, "int64"),
+        (torch.zeros(3, 3, 32, 32).index_fill(0, torch.tensor([1, 2]), torch.nan), ValueError, r"rows \[1, 2\]"),
+    ],
+)
+def test_bad_pixels_are_refused(encoder, pixels, error, message):
+    with pytest.raises(error, match=message):
+        trace(encoder, pixels)
+
+
+def test_other_image_sizes_where_the_model_interpolates(small):
+    encoder = small("dinov2")
+    pixels = torch.randn(3, 3, 51, 40)
+    assert relative_error(trace(encoder, pixels).total(), encoder.encode_image(pixels)) < 1e-5
