@@ -7,19 +7,26 @@ from pathlib import Path
 import yaml
 
 PYTHON = shlex.quote(sys.executable)
+JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 
 PROFILE = config.get("profile", "mini")
 if not Path(f"profiles/{PROFILE}.yml").is_file():
     names = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yml")))
     raise WorkflowError(f"unknown profile {PROFILE!r}; profiles/ has {names}")
-CHAPTERS = [entry["file"] for entry in yaml.safe_load(Path("_toc.yml").read_text())["chapters"]]
+PAGES = [entry["file"] for entry in yaml.safe_load(Path("_toc.yml").read_text())["chapters"]]
+CHAPTERS = [page for page in PAGES if "{code-cell}" in Path(f"book/{page}.md").read_text()]
+PLAIN = ["intro", *(page for page in PAGES if page not in CHAPTERS)]
 LIBRARY = sorted(str(p) for p in Path("lib/residual").rglob("*") if p.is_file() and p.suffix != ".pyc")
 
 
-rule all:
+rule publish:
     default_target: True
     input:
+        f"_build/site/{PROFILE}/_build/html/index.html",
+    output:
         f"_build/html/.{PROFILE}",
+    shell:
+        "rm -rf _build/html && cp -r _build/site/{PROFILE}/_build/html _build/html && touch {output}"
 
 
 rule chapter:
@@ -39,18 +46,19 @@ rule chapter:
 rule book:
     input:
         chapters=expand(f"_build/runs/{PROFILE}/{{chapter}}.ipynb", chapter=CHAPTERS),
-        intro="book/intro.md",
+        plain=expand("book/{page}.md", page=PLAIN),
         references="book/references.bib",
         config="_config.yml",
         toc="_toc.yml",
+        style="book/_static/custom.css",
     output:
-        touch(f"_build/html/.{PROFILE}"),
+        f"_build/site/{PROFILE}/_build/html/index.html",
     params:
         site=f"_build/site/{PROFILE}",
     shell:
         """
         rm -rf {params.site} && mkdir -p {params.site}
         cp {input} {params.site}
-        {PYTHON} -m jupyter_book build -n -W --keep-going --quiet {params.site}
-        rm -rf _build/html && cp -r {params.site}/_build/html _build/html
+        mkdir {params.site}/_static && mv {params.site}/custom.css {params.site}/_static
+        {JUPYTER_BOOK} build -n -W --keep-going --quiet {params.site}
         """

@@ -21,11 +21,10 @@ def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
     to the largest value of each column of each model.
     """
     models = list(dict.fromkeys(table["model"]))
-    rows = table.groupby("model").size().max()
     across = min(len(models), 3)
     down = -(-len(models) // across)
-    height = down * (0.24 * rows + 0.9)
-    _, axes = plt.subplots(down, across, figsize=(3.1 * across, height), squeeze=False, layout="constrained")
+    height = down * (0.23 * table.groupby("model").size().max() + 0.8)
+    _, axes = plt.subplots(down, across, figsize=(3 * across, height), squeeze=False, layout="constrained")
     for ax, model in zip(axes.flat, models, strict=False):
         own = table[table["model"] == model].set_index("layer")[list(COLUMNS)]
         shades = (own - own.min()) / (own.max() - own.min()).replace(0, 1)
@@ -82,7 +81,7 @@ def residual_block() -> Axes:
         ax.annotate("", (end, 1.35), (end, 4.5), arrowprops=arrow)
         ax.text(end, 1, "+", ha="center", va="center", fontsize=13, bbox={"boxstyle": "circle", "fc": "white"})
         unit = "$\\sum_h H_{l,h}$" if name != "MLP" else "$M_l$"
-        ax.text(end + 0.2, 2.8, unit, va="center", fontsize=12)
+        ax.text(end - 0.2, 2.6, unit, ha="right", va="center", fontsize=12)
     ax.text(9.2, 5.75, "block $l$, repeated $L$ times", ha="center", va="center")
     return ax
 
