@@ -40,24 +40,26 @@ def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
     return list(axes.flat[: len(models)])
 
 
-def dimension_curves(table: pd.DataFrame) -> list[Axes]:
-    """L, N, their ratio and EVR1 against relative depth, one line a model, with two standard errors where known."""
-    figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), layout="constrained")
-    styles = ["-", "--", ":", "-.", (0, (5, 1, 1, 1)), (0, (1, 3)), (0, (8, 2))]
+def dimension_curves(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[Axes]:
+    """L, N, their ratio and EVR1 against relative depth: ours in heavy lines with two standard errors, theirs in thin."""
+    figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
+    dashes = ["-", "--", ":", "-.", (0, (5, 1, 1, 1)), (0, (1, 3)), (0, (8, 2))]
     colours = sns.color_palette("colorblind")
-    for index, (model, own) in enumerate(table.groupby("model", sort=False)):
-        depth = own["layer"] / own["layer"].max()
-        for ax, column in zip(axes, COLUMNS, strict=True):
-            line = {"ls": styles[index % len(styles)], "color": colours[index % len(colours)]}
-            ax.plot(depth, own[column], label=model, **line)
-            if f"{column}_se" in own:
-                margin = 2 * own[f"{column}_se"].fillna(0)
-                ax.fill_between(depth, own[column] - margin, own[column] + margin, color=line["color"], alpha=0.2, lw=0)
-    for ax, name in zip(axes, ("L (PCA, 99 %)", "N (TwoNN)", "Ratio L/N", "EVR$_1$"), strict=True):
+    for table, width, palette in ((ours, 2.5, colours), (theirs, 1.0, ["black", "dimgrey", "grey"])):
+        for index, (model, own) in enumerate(table.groupby("model", sort=False)):
+            style = {"ls": dashes[index % len(dashes)], "color": palette[index % len(palette)], "lw": width}
+            depth = own["layer"] / own["layer"].max()
+            for ax, column in zip(axes.flat, COLUMNS, strict=True):
+                ax.plot(depth, own[column], label=model, **style)
+                if f"{column}_se" in own:
+                    margin = 2 * own[f"{column}_se"].fillna(0)
+                    band = own[column] - margin, own[column] + margin
+                    ax.fill_between(depth, *band, color=style["color"], alpha=0.2, lw=0)
+    for ax, name in zip(axes.flat, ("L (PCA, 99 %)", "N (TwoNN)", "Ratio L/N", "EVR$_1$"), strict=True):
         ax.set(xlabel="relative depth", title=name)
         ax.set_ylim(bottom=0)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return list(axes)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return list(axes.flat)
 
 
 def residual_block() -> Axes:
