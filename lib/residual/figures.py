@@ -41,7 +41,7 @@ def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
 
 
 def dimension_curves(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[Axes]:
-    """L, N, their ratio and EVR1 against relative depth: ours in heavy lines with two standard errors, theirs in thin."""
+    """L, N, their ratio and EVR1 against relative depth: ours in heavy lines with two standard errors, theirs thin."""
     figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
     dashes = ["-", "--", ":", "-.", (0, (5, 1, 1, 1)), (0, (1, 3)), (0, (8, 2))]
     colours = sns.color_palette("colorblind")
