@@ -91,10 +91,11 @@ def test_chapters_keep_to_the_style(path):
 def site():
     """The book, built with the smallest profile, in place of no other: it goes to _build/site/tiny."""
     target = "_build/site/tiny/_build/html/index.html"
-    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", "all", "--config", "profile=tiny"]
-    done = subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "snakemake", target, "--quiet", "rules", "--cores", "all"]
+    command += ["--config", "profile=tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    again = subprocess.run([*command, "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    again = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Nothing to be done" in again.stdout + again.stderr
     return (ROOT / target).parent
 
