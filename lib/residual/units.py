@@ -92,6 +92,8 @@ def trace(encoder: Encoder, pixels: Tensor) -> Units:
     """Every unit of the pooled token, for one batch in memory.
 
     pixels: as `Encoder.check_pixels` takes them. The model is left as it was, whatever happens.
+    In single precision the units sum to the output to a few 1e-6, in float16 to about 1e-3 and in
+    bfloat16 to 1e-2, which is those formats' own rounding (`benchmarks/accuracy.py`).
     Raises RuntimeError if the model is in training mode, or if a block did not run.
     """
     pixels = encoder.check_pixels(pixels)
