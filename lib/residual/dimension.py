@@ -33,6 +33,7 @@ def pca_dimension(eigenvalues: Float[Tensor, "k"], threshold: float = 0.99) -> i
     return int((cumulative < (threshold - 1e-12) * cumulative[-1]).sum()) + 1
 
 
+@torch.no_grad()
 def two_nn(x: Float[Tensor, "n d"], *, keep: float = 0.9, block: int = 256) -> float:
     """Intrinsic dimension from the ratio of second to first neighbour distance.
 
@@ -107,9 +108,10 @@ def _neighbour_distances(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 def _two_nearest(x: Tensor, rows: Tensor, block: int) -> Tensor:
     """Indices [r 2] of the two rows of x nearest to each of the given rows, other than itself."""
     norms = x.square().sum(1)
+    buffer = x.new_empty(min(block, len(rows)), len(x))  # one for all blocks, or the allocator keeps many
     found = []
     for part in rows.split(block):
-        distances = torch.addmm(norms, x[part], x.T, alpha=-2)  # up to the part's own norm
+        distances = torch.addmm(norms, x[part], x.T, alpha=-2, out=buffer[: len(part)])  # up to the part's own norm
         distances.scatter_(1, part[:, None], torch.inf)
         first = distances.argmin(1, keepdim=True)
         distances.scatter_(1, first, torch.inf)
