@@ -45,13 +45,15 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
     [
         (["-p", "image", "3"], "no parameters ['image']; it has"),
         (["-p", "images", "many"], "images = 'many': Input should be a valid integer"),
-        (["-p", "images", "3"], "greater than or equal to 20"),
+        (["-p", "images", "3"], "greater than or equal to 100"),
         (["-p", "dataset", "imagenet"], "dataset = 'imagenet': choose from emoji"),
         (["-p", "encoders", "[resnet]"], "unknown encoder 'resnet'"),
         (["-p", "encoders", "mini-openclip"], "valid list"),
         (["-p", "device", "gpu"], "gpu"),
+        (["-p", "device", "meta"], "device"),
         (["-p", "seed", "[1"], "error"),
         (["--profile", "profiles/none.yml"], "profiles/none.yml"),
+        (["--profile", "book/intro.md"], "error"),
     ],
 )
 def test_bad_parameters_stop_a_chapter_before_any_work(arguments, message, tmp_path, capsys, monkeypatch):

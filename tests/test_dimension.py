@@ -31,9 +31,9 @@ def embedded(x, d, seed=3):
 
 
 def reference_two_nn(x, keep):
-    """The estimator as its paper words it, by scikit-learn's neighbours and regression in double precision."""
+    """The estimator as its paper words it, by scikit-learn's tree of neighbours and regression in double precision."""
     x = np.unique(np.asarray(x, dtype=np.float64), axis=0)
-    distances, _ = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(x).kneighbors(x)
+    distances, _ = NearestNeighbors(n_neighbors=3, algorithm="kd_tree").fit(x).kneighbors(x)
     ratios = np.sort(distances[:, 2] / distances[:, 1])[: int(len(x) * keep)]
     share = np.arange(1, len(ratios) + 1) / len(x)
     fit = LinearRegression(fit_intercept=False).fit(np.log(ratios)[:, None], -np.log1p(-share))
@@ -87,6 +87,22 @@ def test_close_neighbours_far_from_the_origin_are_told_apart():
     clusters = torch.randn(20, 10, generator=generator(), dtype=torch.float64).repeat_interleave(60, 0)
     x = clusters + 1e-4 * ball(1200, 2).double() @ torch.randn(2, 10, generator=generator(1), dtype=torch.float64)
     assert two_nn(x) == pytest.approx(reference_two_nn(x, 0.9), rel=2e-3)
+
+
+@pytest.mark.parametrize("spread", [1e-5, 1e-7, 1e-9])
+def test_blobs_far_apart_and_outliers_do_not_hide_neighbours(spread):
+    blobs = torch.randn(600, 3, generator=generator(), dtype=torch.float64) * spread
+    blobs[:300, 0] += 1
+    assert two_nn(blobs) == pytest.approx(reference_two_nn(blobs, 0.9), rel=1e-2)
+    cloud = torch.randn(500, 4, generator=generator(), dtype=torch.float64)
+    cloud[0] = 1 / spread
+    assert two_nn(cloud) == pytest.approx(reference_two_nn(cloud, 0.9), rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e-30, 1e30, 1e250])
+def test_extreme_scales(scale):
+    x = ball(500, 3).double()
+    assert two_nn(x * scale) == pytest.approx(two_nn(x), rel=1e-6)
 
 
 def test_duplicates_are_dropped():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from conftest import TOWERS, pixels_of
 from residual import UnsupportedArchitectureError, load_encoder
@@ -35,21 +36,27 @@ def test_clip_has_quick_gelu_and_openclip_has_not():
     ("name", "reason"),
     [
         ("RN50", "ModifiedResNet"),
+        ("RN50@openai", "ModifiedResNet"),
         ("convnext_base", "TimmModel"),
         ("ViT-B-16-SigLIP", "TimmModel"),
         ("coca_ViT-B-32", "pools by attention"),
         ("ViT-H-14-CLIPA", "no class token"),
     ],
 )
-def test_other_architectures_are_refused_with_a_reason(name, reason):
-    with pytest.raises(UnsupportedArchitectureError, match=rf"{name} cannot .*{reason}"):
-        load_encoder(name, pretrained=False)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_other_architectures_are_refused_with_a_reason(name, reason, pretrained):
+    with pytest.raises(UnsupportedArchitectureError, match=rf"{name.partition('@')[0]} cannot .*{reason}"):
+        load_encoder(name, pretrained)
 
 
-def test_transformers_architectures_are_refused_with_a_reason(tmp_path):
-    hf.Swinv2Config().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedArchitectureError, match="post-norm"):
-        load_encoder(str(tmp_path))
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [(hf.Swinv2Config(), "post-norm"), (hf.ViTConfig(num_channels=1), "1 channels"), (hf.ConvNextConfig(), "convol")],
+)
+def test_transformers_architectures_are_refused(tmp_path, config, reason):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedArchitectureError, match=reason):
+        load_encoder(str(tmp_path), pretrained=False)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +152,35 @@ def test_the_hash_sees_every_weight(encoder):
     before = encoder.weights_hash()
     encoder.model.visual.proj[0, 0] += 1e-4
     assert encoder.weights_hash() != before
+
+
+@pytest.mark.parametrize("options", [{}, {"do_normalize": False}, {"rescale_factor": 1 / 127.5}])
+@pytest.mark.parametrize("size", [32, [32, 48]])
+def test_raw_pixels_are_normalised_as_the_processor_does(tmp_path, options, size):
+    height, width = size if isinstance(size, list) else (size, size)
+    hf.ViTConfig(**TOWERS["vit"] | {"image_size": size}).save_pretrained(tmp_path)
+    processor = hf.ViTImageProcessor(size={"height": height, "width": width}, **options)
+    processor.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path), pretrained=False)
+    raw = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    expected = encoder.encode_image(encoder.preprocess(to_pil_image(raw))[None])
+    torch.testing.assert_close(encoder.encode_image(raw[None]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_broken_processor_is_not_replaced_by_a_default(small, tmp_path):
+    small("vit").model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{broken")
+    with pytest.raises(RuntimeError, match="cannot load"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_folder_may_have_an_at_in_its_name(folders, tmp_path):
+    (tmp_path / "vit@home").mkdir()
+    (tmp_path / "vit@home/config.json").write_bytes((folders / "vit/config.json").read_bytes())
+    for name in ("vit@home", "vit@home@random"):
+        assert load_encoder(str(tmp_path / name), pretrained=False).family == "ViT"
+    with pytest.raises(ValueError, match="unknown encoder ''"):
+        load_encoder("")
 
 
 @pytest.mark.network

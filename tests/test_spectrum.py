@@ -70,8 +70,15 @@ def test_pca_refuses_what_has_no_spectrum(bad):
         pca(bad)
 
 
-def test_a_unit_that_does_not_vary_has_no_explained_variance():
-    assert pca(torch.ones(5, 3)).explained_variance_ratio.eq(0).all()
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e20])
+def test_a_unit_that_does_not_vary_has_no_explained_variance(value):
+    assert pca(torch.full((50, 3), value)).explained_variance_ratio.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pca_of_half_precision(dtype):
+    x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.testing.assert_close(pca(x).eigenvalues, pca(x.float()).eigenvalues)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

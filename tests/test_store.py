@@ -22,6 +22,19 @@ from residual.store import StoreError, write_bytes
 OPTIONS = {"coordinates": "float32", "batch": 8, "shard": 16, "progress": False}
 
 
+def interrupt(when):
+    """A trace that is interrupted at a given call."""
+    calls = []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return trace(*args)
+
+    return interrupted
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
@@ -62,15 +75,7 @@ def test_what_an_extraction_depends_on_has_a_folder_of_its_own(encoder, dataset,
 @pytest.mark.parametrize("when", [1, 3, 6])
 def test_an_interrupted_run_ends_with_the_same_bytes(encoder, dataset, tmp_path, monkeypatch, when):
     whole = extract(encoder, dataset, root=tmp_path / "whole", **OPTIONS)
-    calls = []
-
-    def interrupted(*args):
-        calls.append(None)
-        if len(calls) == when:
-            raise KeyboardInterrupt
-        return trace(*args)
-
-    monkeypatch.setattr("residual.extraction.trace", interrupted)
+    monkeypatch.setattr("residual.extraction.trace", interrupt(when))
     with pytest.raises(KeyboardInterrupt):
         extract(encoder, dataset, root=tmp_path / "part", **OPTIONS)
     resumed = extract(encoder, dataset, root=tmp_path / "part", **OPTIONS)
@@ -141,13 +146,36 @@ def test_an_unreadable_manifest_means_starting_anew(encoder, dataset, tmp_path, 
     assert contents(stored.folder) == before
 
 
-def test_an_incomplete_folder_is_not_opened(encoder, dataset, tmp_path):
-    stored = extract(encoder, dataset, root=tmp_path, **OPTIONS)
-    manifest = json.loads((stored.folder / "manifest.json").read_text())
-    manifest["shards"] = manifest["shards"][:2]
-    (stored.folder / "manifest.json").write_text(json.dumps(manifest))
+def test_an_incomplete_folder_is_not_opened(encoder, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("residual.extraction.trace", interrupt(5))
+    with pytest.raises(KeyboardInterrupt):
+        extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    (folder,) = tmp_path.iterdir()
     with pytest.raises(StoreError, match="32 of 70 images"):
+        load_units(folder)
+
+
+@pytest.mark.parametrize("change", [{"count": 71}, {"encoder": "other"}, {"frames": ""}, {"rows": 15}])
+def test_an_altered_manifest_is_not_trusted(encoder, dataset, tmp_path, caplog, change):
+    stored = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    before, path = contents(stored.folder), stored.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if "rows" in change:
+        manifest["shards"][0]["rows"], manifest["shards"][1]["rows"] = 15, 17
+    else:
+        manifest |= change
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="run extract again"):
         load_units(stored.folder)
+    extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    assert "altered" in caplog.text
+    assert contents(stored.folder) == before
+
+
+def test_infinite_outputs_are_not_stored(encoder, dataset, tmp_path):
+    encoder.tower.blocks[1].mlp[-1].weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="NaN or infinity for images 0 to 7"):
+        extract(encoder, dataset, root=tmp_path, **OPTIONS)
 
 
 def test_a_full_disk_leaves_the_last_good_state(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -129,7 +131,7 @@ def test_nested_tracing_keeps_both_apart(encoder):
 
 def test_a_block_that_does_not_run_is_an_error(encoder):
     blocks, first = encoder.model.visual.transformer.resblocks, encoder.tower.blocks[0].module
-    blocks[0] = torch.nn.Identity()
+    blocks[0] = torch.nn.Identity().eval()
     blocks[0].forward = lambda x, attn_mask=None: x
     with pytest.raises(RuntimeError, match=r"\['L0'\].*did not run"):
         trace(encoder, pixels_of(encoder))
@@ -147,6 +149,28 @@ def test_training_mode_is_refused(encoder):
     encoder.model.train()
     with pytest.raises(RuntimeError, match="training mode"):
         trace(encoder, pixels_of(encoder))
+
+
+def test_training_mode_of_a_part_is_refused(encoder):
+    encoder.tower.blocks[1].mlp.train()
+    with pytest.raises(RuntimeError, match="training mode"):
+        trace(encoder, pixels_of(encoder))
+
+
+def test_threads_wait_for_each_other(encoder):
+    batches = [pixels_of(encoder, 2, seed) for seed in range(6)]
+    expected, before = [trace(encoder, batch).total() for batch in batches], state_of(encoder.model)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda batch: trace(encoder, batch).total(), batches))
+    torch.testing.assert_close(found, expected)
+    assert state_of(encoder.model) == before
+
+
+def test_the_sum_is_exact_under_autocast(encoder):
+    with torch.autocast("cpu", torch.bfloat16):
+        units = trace(encoder, pixels_of(encoder))
+    assert relative_error(units.total(), units.output) < 0.02
+    assert units.coordinates.dtype == torch.float32
 
 
 def test_uint8_pixels_are_normalised(encoder):

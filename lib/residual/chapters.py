@@ -37,7 +37,7 @@ def _one_of(options: tuple[str, ...]) -> AfterValidator:
 
 
 def _device(value: str) -> str:
-    torch.empty(0, device=value)  # raises RuntimeError or AssertionError where there is no such device
+    torch.zeros(1, device=value).item()  # raises RuntimeError or AssertionError where nothing can be computed there
     return value
 
 
@@ -47,7 +47,7 @@ PARAMETERS: dict[str, Any] = {
     "encoders": Annotated[list[Encoder], Field(min_length=1)],
     "dataset": Annotated[str, _one_of(dataset_names())],
     "split": Annotated[str, _one_of(SPLITS)],
-    "images": Annotated[int, Field(ge=20)],
+    "images": Annotated[int, Field(ge=100)],  # a quarter of them must do for TwoNN
     "batch": Annotated[int, Field(ge=1)],
     "seed": Annotated[int, Field(ge=0)],
     "device": Annotated[str, AfterValidator(_device)],
@@ -126,13 +126,22 @@ def run_chapter(source: Path, out: Path, parameters: dict[str, Any]) -> None:
     try:
         known = papermill.inspect_notebook(str(draft))
         if unknown := sorted(set(parameters) - set(known)):
-            raise ParameterError(f"{source.name} has no parameters {unknown}; it has {', '.join(sorted(known))}")
+            raise ParameterError(f"{source.name} has no parameters {unknown}; it has {sorted(known) or 'none'}")
         check_parameters(**parameters)
         papermill.execute_notebook(
             str(draft), str(out), parameters, cwd=str(project_root()), progress_bar=True, kernel_name="python3"
         )
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _read_profile(path: Path, chapter: str) -> dict[str, Any]:
+    """The parameters of a chapter in a profile. Raises ParameterError for a file that is none."""
+    profile = yaml.safe_load(path.read_text())
+    own = (profile.get(chapter) or {}) if isinstance(profile, dict) else None
+    if not isinstance(own, dict):
+        raise ParameterError(f"{path} is no profile: it must map chapters to parameters")
+    return own
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,10 +156,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     out = args.out or Path("_build/runs") / f"{args.chapter.stem}.ipynb"
     try:
-        parameters = yaml.safe_load(args.profile.read_text()).get(args.chapter.stem, {}) if args.profile else {}
+        parameters = _read_profile(args.profile, args.chapter.stem) if args.profile else {}
         parameters |= {name: yaml.safe_load(value) for name, value in args.parameter}
         run_chapter(args.chapter, out, parameters)
-    except (ParameterError, FileNotFoundError, yaml.YAMLError) as error:
+    except (ParameterError, OSError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except papermill.PapermillExecutionError as error:

@@ -44,7 +44,8 @@ def two_nn(x: Float[Tensor, "n d"], *, keep: float = 0.9, block: int = 256) -> f
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep must lie in (0, 1], not {keep}")
-    if x.ndim != 2 or not x.is_floating_point():
+    x = torch.as_tensor(x)
+    if x.ndim != 2 or x.shape[1] == 0 or not x.is_floating_point():
         raise ValueError(f"two_nn takes floating-point samples [n d], not {x.dtype} {list(x.shape)}")
     if not x.isfinite().all():
         raise ValueError("two_nn: the samples hold NaN or infinity")
@@ -87,21 +88,26 @@ def subsampling_error(
 
 
 def _neighbour_distances(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Distances to the first and second neighbour of every row, in double precision.
+    """Distances to the first and second neighbour of every row, in double precision, up to one scale.
 
-    Neighbours are found in single precision by |b|^2 - 2ab and their distances computed anew
-    from differences. Rows whose neighbours are too close for single precision are searched again
-    in double precision.
+    Neighbours are found in single precision by |b|^2 - 2ab and their distances computed anew from
+    differences. Rows whose neighbours are too close to be told apart like this are searched again in
+    double precision, and those that are closer still by differences.
     """
-    centred = x.double() - x.double().mean(0)
+    x = x.double()
+    x = x / x.abs().max().clamp(min=torch.finfo(torch.float64).tiny)  # squares neither overflow nor vanish
+    centred = x - x.mean(0)
     centred = centred / centred.square().sum(1).max().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     everything = torch.arange(len(x), device=x.device)
-    found = _two_nearest(centred.float(), everything, block)
-    first, second = _exact(centred, everything, found)
-    # The search errs by a few eps (norms are at most 1): below, a wrong pick could change a ratio by over 0.1 %.
-    close = (first.square() < 2000 * 8 * torch.finfo(torch.float32).eps).nonzero()[:, 0]
-    if len(close):
-        first[close], second[close] = _exact(centred, close, _two_nearest(centred, close, block))
+    first, second = _exact(x, everything, _two_nearest(centred.float(), everything, block))
+    reach = (x - x.mean(0)).square().sum(1).max()
+    searches = ((torch.float32, lambda rows: _two_nearest(centred, rows, block)),
+                (torch.float64, lambda rows: _two_nearest_by_difference(x, rows, block)))  # fmt: skip
+    for precision, search in searches:
+        # A search errs by a few eps of the largest norm: below, a wrong pick could change a ratio by over 0.1 %.
+        close = (first.square() < 2000 * 8 * torch.finfo(precision).eps * reach).nonzero()[:, 0]
+        if len(close):
+            first[close], second[close] = _exact(x, close, search(close))
     return first, second
 
 
@@ -116,6 +122,15 @@ def _two_nearest(x: Tensor, rows: Tensor, block: int) -> Tensor:
         first = distances.argmin(1, keepdim=True)
         distances.scatter_(1, first, torch.inf)
         found.append(torch.cat([first, distances.argmin(1, keepdim=True)], 1))
+    return torch.cat(found)
+
+
+def _two_nearest_by_difference(x: Tensor, rows: Tensor, block: int) -> Tensor:
+    found = []
+    for part in rows.split(block):
+        distances = torch.cdist(x[part], x, compute_mode="donot_use_mm_for_euclid_dist")
+        distances.scatter_(1, part[:, None], torch.inf)
+        found.append(distances.topk(2, largest=False).indices)
     return torch.cat(found)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from residual.sources import find
+from residual.sources import find, split_tag
 from residual.towers import Tower, read_tower
 
 
@@ -152,7 +152,7 @@ def load_encoder(
     Raises UnsupportedArchitectureError where Eq. 1 does not hold, ValueError for an unknown
     name or tag, FileNotFoundError or RuntimeError for weights that are missing or unreadable.
     """
-    base, _, tag = name.partition("@")
+    base, tag = split_tag(name)
     if tag:
         pretrained = False if tag == "random" else tag
     with torch.random.fork_rng(devices=[]):

@@ -65,7 +65,9 @@ def extract(
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
     wanted = _describe(encoder, data, coordinates, batch, shard)
     key = hashlib.sha256(wanted.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
-    names = "--".join(part.replace(":", "_") for part in (Path(encoder.name).name, data.name, data.split))
+    names = "--".join(
+        part.replace(":", "_").replace("/", "_") for part in (Path(encoder.name).name, data.name, data.split)
+    )
     folder = Path(root) / f"{names}--{key}"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -121,6 +123,8 @@ def _extract_shard(
     for start in range(rows.start, rows.stop, batch):
         stop = min(start + batch, rows.stop)
         units = trace(encoder, pixels_for(encoder, data.images[start:stop]))
+        if not all(value.isfinite().all() for value in (units.coordinates, units.blocks, units.output)):
+            raise ValueError(f"{encoder.name} gives NaN or infinity for images {start} to {stop - 1} of {data.name}")
         for name, samples in (("heads", units.coordinates), ("blocks", units.blocks), ("output", units.output)):
             own = Moments.of(samples)
             merged[name] = merged[name].merge(own) if name in merged else own
@@ -168,7 +172,7 @@ def _resume(folder: Path, wanted: Manifest) -> Manifest:
     found = read_manifest(folder)
     if found is None:
         if (folder / MANIFEST).exists():
-            log.warning("%s cannot be read; extracting anew", folder / MANIFEST)
+            log.warning("%s cannot be read or was altered; extracting anew", folder / MANIFEST)
         return wanted
     if not found.same_run(wanted):
         raise StoreError(f"{folder} holds another extraction ({found.encoder} on {found.dataset}); move it away")
@@ -180,6 +184,6 @@ def _resume(folder: Path, wanted: Manifest) -> Manifest:
 
 
 def _record(folder: Path, manifest: Manifest, **changes: object) -> Manifest:
-    manifest = manifest.model_copy(update=changes)
+    manifest = manifest.model_copy(update=changes).sealed()
     write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
     return manifest

@@ -15,7 +15,7 @@ import transformers as hf
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import nn
 
-from residual.towers import read_tower, refuse
+from residual.towers import read_tower, refuse, sides
 
 ZOO = Path(__file__).parent / "zoo"
 EMBEDDED = ("mini-openclip",)
@@ -116,11 +116,19 @@ def encoder_names() -> tuple[str, ...]:
     return (*EMBEDDED, *PAPER)
 
 
+def split_tag(name: str) -> tuple[str, str]:
+    """The name and the tag of "name@tag"; the tag is empty where there is none."""
+    if "@" not in name or Path(name).is_dir():
+        return name, ""
+    base, _, tag = name.rpartition("@")
+    return base, tag
+
+
 def check_name(name: str) -> str:
     """Return a name, with or without "@tag", that could be an encoder's. Raises ValueError for others."""
-    base = name.partition("@")[0]
+    base, _ = split_tag(name)
     by_id = base.removeprefix("hf-hub:").count("/") == 1
-    if base in encoder_names() or base in open_clip.list_models() or by_id or Path(base).is_dir():
+    if base in encoder_names() or base in open_clip.list_models() or by_id or (base and Path(base).is_dir()):
         return name
     raise ValueError(
         f"unknown encoder {base!r}; give one of {', '.join(encoder_names())}, a model name of open_clip, "
@@ -150,31 +158,32 @@ def find(name: str, pretrained: bool | str) -> Found:
 
 
 def _load_open_clip(name: str, model_name: str, pretrained: bool | str) -> Found:
+    with _quiet():
+        with torch.device("meta"), _clear_errors(name):  # no memory, no weights: to refuse before any work
+            probe = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta")
+        read_tower(probe, name)
     builtin = ":" not in model_name
     if pretrained is not False and builtin:
         tags = open_clip.list_pretrained_tags_by_model(model_name)
         if pretrained not in tags and not Path(str(pretrained)).is_file():
-            raise ValueError(f"{name} has no weights {pretrained!r}; give pretrained= one of {tags}, a file, or False")
+            problem = "comes with several weights" if pretrained is True else f"has no weights {pretrained!r}"
+            raise ValueError(f"{name} {problem}; give pretrained= one of {tags}, a file, or False")
     elif isinstance(pretrained, str):
         raise ValueError(f"{name} names its own weights; pretrained={pretrained!r} does not apply")
     tag = pretrained if builtin and pretrained else None
     options = {}
     if tag and (known := open_clip.get_pretrained_cfg(model_name, tag)):
         options["quick_gelu"] = bool(known.get("quick_gelu", False))  # as the weights were trained
-    with _quiet():
-        with torch.device("meta"), _clear_errors(name):  # no memory, no weights: to refuse before any work
-            probe = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta")
-        read_tower(probe, name)
-        with _clear_errors(name):
-            model = open_clip.create_model(
-                model_name,
-                tag,
-                load_weights=pretrained is not False,
-                pretrained_text=False,
-                require_pretrained=pretrained is not False,
-                **options,
-            )
-            tokenizer = open_clip.get_tokenizer(model_name)
+    with _quiet(), _clear_errors(name):
+        model = open_clip.create_model(
+            model_name,
+            tag,
+            load_weights=pretrained is not False,
+            pretrained_text=False,
+            require_pretrained=pretrained is not False,
+            **options,
+        )
+        tokenizer = open_clip.get_tokenizer(model_name)
     settings = model.visual.preprocess_cfg
     gelu = type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
     return Found(
@@ -200,6 +209,8 @@ def _load_transformers(name: str, source: str, pretrained: bool | str, offline: 
     if kind not in CLASSES:
         reason = REASONS.get(kind, "only pre-norm blocks with a class token and a linear read-out can be")
         refuse(name, f"model type {kind!r}: {reason} (known types: {', '.join(CLASSES)})")
+    if (channels := getattr(getattr(config, "vision_config", config), "num_channels", 3)) != 3:
+        refuse(name, f"it takes images of {channels} channels, not RGB")
     options = {"add_pooling_layer": False} if kind == "vit" else {}
     processor = tokenizer = None
     if pretrained:
@@ -213,36 +224,53 @@ def _load_transformers(name: str, source: str, pretrained: bool | str, offline: 
     else:
         model = CLASSES[kind](config, **options)
     if pretrained or not offline:
-        with contextlib.suppress(OSError, ValueError):  # a folder may hold the model alone
-            processor = hf.AutoImageProcessor.from_pretrained(source)
+        processor = _saved_processor(name, source)
         if kind in ("blip", "clip"):
             with contextlib.suppress(OSError, ValueError, TypeError):
                 tokenizer = hf.AutoTokenizer.from_pretrained(source)
     processor = processor or _default_processor(kind, config)
+    mean, std = _normalisation(processor)
     return Found(
         model=model,
         family=FAMILIES[kind],
         weights=source,
         preprocess=lambda image: processor(images=image.convert("RGB"), return_tensors="pt").pixel_values[0],
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
+        mean=mean,
+        std=std,
         tokenize=tokenizer and (lambda texts: tokenizer(texts, padding=True, truncation=True, return_tensors="pt")),
     )
 
 
+def _saved_processor(name: str, source: str) -> hf.BaseImageProcessor | None:
+    """The image processor saved with a model; None where there is none."""
+    file = Path(source) / "preprocessor_config.json"
+    if Path(source).is_dir() and not file.is_file():
+        return None
+    with _clear_errors(name):
+        return hf.AutoImageProcessor.from_pretrained(source)
+
+
+def _normalisation(processor: hf.BaseImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, of pixels in [0, 1], that stand for all that the processor does to values."""
+    factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    return tuple(m / factor for m in mean), tuple(s / factor for s in std)
+
+
 def _default_processor(kind: str, config: hf.PretrainedConfig) -> hf.BaseImageProcessor:
-    side = getattr(config, "vision_config", config).image_size
-    square = {"height": side, "width": side}
+    height, width = sides(getattr(config, "vision_config", config).image_size)
+    size = {"height": height, "width": width}
     if kind == "blip":
-        return hf.BlipImageProcessor(size=square)
+        return hf.BlipImageProcessor(size=size)
     if kind == "vit":
-        return hf.ViTImageProcessor(size=square)
+        return hf.ViTImageProcessor(size=size)
     if kind == "clip":
-        return hf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
-    crop = min(side, 224)  # DINOv2 was published with 518 positions a side, and is run at 224
+        return hf.CLIPImageProcessor(size={"shortest_edge": max(height, width)}, crop_size=size)
+    # DINOv2 was published with 518 positions a side, and is run at 224.
+    height, width = min(height, 224), min(width, 224)
     return hf.BitImageProcessor(
-        size={"shortest_edge": crop * 8 // 7},
-        crop_size={"height": crop, "width": crop},
+        size={"shortest_edge": max(height, width) * 8 // 7},
+        crop_size={"height": height, "width": width},
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
     )

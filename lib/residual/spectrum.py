@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,17 +67,22 @@ class PCA:
 
 
 def pca(x: Float[Tensor, "n d"]) -> PCA:
-    """PCA of samples, in their own precision, by SVD; min(n, d) components.
+    """PCA of samples by SVD in double precision; min(n, d) components, at least in single precision.
 
+    Variance that the samples' own rounding can make counts as none.
     Raises ValueError with fewer than 2 samples, or with NaN or infinity.
     """
-    if x.ndim != 2 or len(x) < 2:
-        raise ValueError(f"pca needs samples [n d] with n >= 2, not {list(x.shape)}")
+    x = torch.as_tensor(x)
+    if x.ndim != 2 or len(x) < 2 or not x.is_floating_point():
+        raise ValueError(f"pca takes floating-point samples [n d] with n >= 2, not {x.dtype} {list(x.shape)}")
     if not x.isfinite().all():
         raise ValueError("pca: the samples hold NaN or infinity")
-    mean = x.mean(0)
-    _, singular, components = torch.linalg.svd(x - mean, full_matrices=False)
-    return PCA(mean, _fix_signs(components), singular.square() / (len(x) - 1))
+    samples, dtype = x.double(), torch.promote_types(x.dtype, torch.float32)
+    mean = samples.mean(0)
+    _, singular, components = torch.linalg.svd(samples - mean, full_matrices=False)
+    rounding = torch.finfo(x.dtype).eps * float(samples.abs().max()) * math.sqrt(len(x))
+    variances = singular.where(singular > rounding, 0).square() / (len(x) - 1)
+    return PCA(mean.to(dtype), _fix_signs(components).to(dtype), variances.to(dtype))
 
 
 def pca_from_moments(

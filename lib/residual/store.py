@@ -57,14 +57,20 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     frames: str = ""  # checksum
     shards: tuple[Shard, ...] = ()
+    seal: str = ""  # checksum of all the rest
 
     @property
     def complete(self) -> bool:
         return sum(s.rows for s in self.shards) == self.count
 
+    def sealed(self) -> Manifest:
+        """The same with its own checksum, by which an altered manifest is known."""
+        body = self.model_dump_json(exclude={"seal"})
+        return self.model_copy(update={"seal": hashlib.sha256(body.encode()).hexdigest()})
+
     def same_run(self, other: Manifest) -> bool:
         """Whether both describe the same extraction, whatever has been done of it so far."""
-        leave = {"frames", "shards", "versions"}
+        leave = {"frames", "shards", "seal", "versions"}
         return self.model_dump(exclude=leave) == other.model_dump(exclude=leave)
 
 
@@ -151,11 +157,12 @@ def load_units(folder: Path | str, *, verify: bool = True) -> StoredUnits:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder; None where there is none, or it cannot be read."""
+    """The manifest of a folder; None where there is none, or it cannot be read or was altered."""
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_text())
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
     except (FileNotFoundError, ValidationError, UnicodeDecodeError):
         return None
+    return manifest if manifest == manifest.sealed() else None
 
 
 def damaged_files(folder: Path, manifest: Manifest) -> list[str]:

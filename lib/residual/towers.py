@@ -84,10 +84,18 @@ def read_tower(model: nn.Module, name: str) -> Tower:
     tower = reader(model, name)
     if not isinstance(tower.norm, nn.LayerNorm):
         refuse(name, f"its final norm is {type(tower.norm).__name__}, not LayerNorm")
+    if tower.norm.weight is None or tower.norm.bias is None:
+        refuse(name, "its final norm has no weight or no bias")
     for index, block in enumerate(tower.blocks):
         if not isinstance(block.out, nn.Linear):
             refuse(name, f"the output projection of block {index} is {type(block.out).__name__}, not Linear")
     return tower
+
+
+def sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """Height and width from a configuration's size, which may be one number for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def refuse(name: str, reason: str) -> None:
@@ -203,7 +211,7 @@ def _dinov2(model: nn.Module, name: str) -> Tower:
         return model(pixels).last_hidden_state[:, 0]
 
     return _transformers_tower(
-        model, forward, model.encoder.layer, model.layernorm, None, model.config, model.config.patch_size
+        model, forward, model.encoder.layer, model.layernorm, None, model.config, max(sides(model.config.patch_size))
     )
 
 
@@ -215,10 +223,9 @@ def _vit(model: hf.ViTModel, name: str) -> Tower:
 
 
 def _transformers_tower(root, forward, layers, norm, linear: nn.Linear | None, config, smallest=None) -> Tower:
-    size = config.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-
     def projection() -> tuple[Tensor | None, Tensor | None]:
         return (None, None) if linear is None else (linear.weight, linear.bias)
 
-    return Tower(root, forward, tuple(map(_transformers_block, layers)), norm, projection, size, smallest)
+    return Tower(
+        root, forward, tuple(map(_transformers_block, layers)), norm, projection, sides(config.image_size), smallest
+    )

@@ -2,13 +2,15 @@
 
 While an encoder is traced, its blocks run a forward of ours that calls the same
 modules but keeps what attention hands to its output projection. The last block
-computes the class token only: nothing else of it is read.
+computes the class token only: nothing else of it is read. Hooks of yours fire on blocks, norms,
+MLPs and output projections, but not on the attention modules, which are not called.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from residual.encoders import Encoder
 from residual.towers import Block
+
+TRACING = threading.RLock()  # one thread at a time; a thread may trace inside its own trace
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,14 @@ def trace(encoder: Encoder, pixels: Tensor) -> Units:
     Raises RuntimeError if the model is in training mode, or if a block did not run.
     """
     pixels = encoder.check_pixels(pixels)
-    if encoder.model.training:
+    if any(module.training for module in encoder.tower.root.modules()):
         raise RuntimeError(f"{encoder.name} is in training mode, where dropout breaks Eq. 1; call enc.model.eval()")
-    with _recording(encoder) as records:
+    with TRACING, _recording(encoder) as records:
         output = encoder.tower.forward(pixels)
     if silent := [f"L{i}" for i, record in enumerate(records) if record.end is None]:
         raise RuntimeError(f"blocks {silent} of {encoder.name} did not run: its units would not sum to its output")
-    return _factor(encoder, records, output)
+    with torch.autocast(encoder.device.type, enabled=False):
+        return _factor(encoder, records, output)
 
 
 @contextlib.contextmanager
