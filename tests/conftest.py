@@ -54,6 +54,19 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+def interrupt_at(function, call):
+    """The same function, interrupted as by Ctrl-C at a given call."""
+    calls = []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return interrupted
+
+
 def write_config(folder, kind: str) -> None:
     """A model's configuration as its library saves it."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,26 +13,13 @@ import time
 import pytest
 import torch
 
-from conftest import write_config
+from conftest import interrupt_at, write_config
 from residual import extract, load_units, trace
 from residual.data import Dataset
 from residual.spectrum import pca
 from residual.store import StoreError, write_bytes
 
 OPTIONS = {"coordinates": "float32", "batch": 8, "shard": 16, "progress": False}
-
-
-def interrupt(when):
-    """A trace that is interrupted at a given call."""
-    calls = []
-
-    def interrupted(*args):
-        calls.append(None)
-        if len(calls) == when:
-            raise KeyboardInterrupt
-        return trace(*args)
-
-    return interrupted
 
 
 def contents(folder):
@@ -75,7 +62,7 @@ def test_what_an_extraction_depends_on_has_a_folder_of_its_own(encoder, dataset,
 @pytest.mark.parametrize("when", [1, 3, 6])
 def test_an_interrupted_run_ends_with_the_same_bytes(encoder, dataset, tmp_path, monkeypatch, when):
     whole = extract(encoder, dataset, root=tmp_path / "whole", **OPTIONS)
-    monkeypatch.setattr("residual.extraction.trace", interrupt(when))
+    monkeypatch.setattr("residual.extraction.trace", interrupt_at(trace, when))
     with pytest.raises(KeyboardInterrupt):
         extract(encoder, dataset, root=tmp_path / "part", **OPTIONS)
     resumed = extract(encoder, dataset, root=tmp_path / "part", **OPTIONS)
@@ -147,7 +134,7 @@ def test_an_unreadable_manifest_means_starting_anew(encoder, dataset, tmp_path, 
 
 
 def test_an_incomplete_folder_is_not_opened(encoder, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("residual.extraction.trace", interrupt(5))
+    monkeypatch.setattr("residual.extraction.trace", interrupt_at(trace, 5))
     with pytest.raises(KeyboardInterrupt):
         extract(encoder, dataset, root=tmp_path, **OPTIONS)
     (folder,) = tmp_path.iterdir()

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import interrupt_at
 from residual import load_dataset, load_encoder
 from residual.artwork import STYLES, load_artwork, vocabulary
 from residual.render import BACKDROPS, COLOURS, draw_scenes
 from residual.selection import class_encodings, encode_images, zero_shot_accuracy
 from residual.sources import ZOO
 from residual.zoo.captions import STYLE_WORDS, load_concepts, write_captions
-from residual.zoo.train import build_tokenizer, contrastive_loss, train_clip
+from residual.zoo.train import _write_log, build_tokenizer, contrastive_loss, train_clip
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_the_loss_is_least_where_all_positives_are_alike():
 def test_training_stopped_and_resumed_ends_with_the_same_weights(npm, tmp_path, monkeypatch):
     options = {"styles": STYLES[:1], "steps": 4, "batch": 8, "every": 2}
     train_clip(tmp_path / "whole", npm, **options)
-    monkeypatch.setattr("residual.zoo.train._write_log", interrupt_at(2))
+    monkeypatch.setattr("residual.zoo.train._write_log", interrupt_at(_write_log, 2))
     with pytest.raises(KeyboardInterrupt):
         train_clip(tmp_path / "part", npm, **options)
     monkeypatch.undo()
@@ -84,20 +85,6 @@ def test_the_tokenizer_is_the_same_every_time_and_spells_what_it_does_not_know(n
     assert words[1:4] == ["p", "##i", "##z"]
     assert words[-1] == "[EOS]"
     assert "[UNK]" not in words
-
-
-def interrupt_at(call):
-    from residual.zoo.train import _write_log
-
-    calls = []
-
-    def write(*args):
-        calls.append(None)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        _write_log(*args)
-
-    return write
 
 
 @pytest.mark.parametrize(("task", "at_least"), [("emoji-flags", 0.45), ("emoji-food", 0.35)])  # chance is below 0.01

@@ -97,10 +97,10 @@ def _neighbour_distances(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     x = x.double()
     x = x / x.abs().max().clamp(min=torch.finfo(torch.float64).tiny)  # squares neither overflow nor vanish
     centred = x - x.mean(0)
-    centred = centred / centred.square().sum(1).max().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    reach = centred.square().sum(1).max()
+    centred = centred / reach.sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     everything = torch.arange(len(x), device=x.device)
     first, second = _exact(x, everything, _two_nearest(centred.float(), everything, block))
-    reach = (x - x.mean(0)).square().sum(1).max()
     searches = ((torch.float32, lambda rows: _two_nearest(centred, rows, block)),
                 (torch.float64, lambda rows: _two_nearest_by_difference(x, rows, block)))  # fmt: skip
     for precision, search in searches:

@@ -31,24 +31,22 @@ class Source:
 
 
 def _vit_sizes(layers: int, **more: object) -> dict:
-    return {
-        "hidden_size": 64 * (12 if layers == 12 else 16),
-        "num_hidden_layers": layers,
-        "num_attention_heads": 12 if layers == 12 else 16,
-        "intermediate_size": 256 * (12 if layers == 12 else 16),
-        **more,
-    }
+    heads = 12 if layers == 12 else 16
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads}
+    return sizes | {"hidden_size": 64 * heads, "intermediate_size": 256 * heads} | more
 
 
-def _dinov2_sizes(layers: int) -> dict:
+def _dinov2_config(layers: int) -> dict:
     sizes = _vit_sizes(layers, model_type="dinov2", image_size=518, patch_size=14)
     del sizes["intermediate_size"]  # DINOv2 derives it from `mlp_ratio`
     return sizes
 
 
-def _blip_sizes(layers: int) -> dict:
+def _blip_config(layers: int) -> dict:
     # transformers' default for BLIP draws weights of 1e-10, with which no image differs from another.
-    return _vit_sizes(layers, image_size=384, patch_size=16, initializer_range=0.02)
+    vision = _vit_sizes(layers, image_size=384, patch_size=16, initializer_range=0.02)
+    text = {"encoder_hidden_size": vision["hidden_size"]}
+    return {"model_type": "blip", "vision_config": vision, "text_config": text, "image_text_hidden_size": 256}
 
 
 PAPER = {
@@ -56,26 +54,10 @@ PAPER = {
     "OpenCLIP-B": Source("ViT-B-16", "laion2b_s34b_b88k"),
     "CLIP-L": Source("ViT-L-14-quickgelu", "openai"),  # OpenAI trained with QuickGELU
     "CLIP-B": Source("ViT-B-16-quickgelu", "openai"),
-    "BLIP-L": Source(
-        "Salesforce/blip-itm-large-flickr",
-        config={
-            "model_type": "blip",
-            "vision_config": _blip_sizes(24),
-            "text_config": {"encoder_hidden_size": 1024},
-            "image_text_hidden_size": 256,
-        },
-    ),
-    "BLIP-B": Source(
-        "Salesforce/blip-itm-base-flickr",
-        config={
-            "model_type": "blip",
-            "vision_config": _blip_sizes(12),
-            "text_config": {"encoder_hidden_size": 768},
-            "image_text_hidden_size": 256,
-        },
-    ),
-    "DINOv2-L": Source("facebook/dinov2-large", config=_dinov2_sizes(24)),
-    "DINOv2-B": Source("facebook/dinov2-base", config=_dinov2_sizes(12)),
+    "BLIP-L": Source("Salesforce/blip-itm-large-flickr", config=_blip_config(24)),
+    "BLIP-B": Source("Salesforce/blip-itm-base-flickr", config=_blip_config(12)),
+    "DINOv2-L": Source("facebook/dinov2-large", config=_dinov2_config(24)),
+    "DINOv2-B": Source("facebook/dinov2-base", config=_dinov2_config(12)),
     "ViT-L": Source("google/vit-large-patch16-224", config=_vit_sizes(24, model_type="vit")),
     "ViT-B": Source("google/vit-base-patch16-224", config=_vit_sizes(12, model_type="vit")),
 }
@@ -158,10 +140,9 @@ def find(name: str, pretrained: bool | str) -> Found:
 
 
 def _load_open_clip(name: str, model_name: str, pretrained: bool | str) -> Found:
-    with _quiet():
-        with torch.device("meta"), _clear_errors(name):  # no memory, no weights: to refuse before any work
-            probe = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta")
-        read_tower(probe, name)
+    with _quiet(), torch.device("meta"), _clear_errors(name):  # no memory, no weights: to refuse before any work
+        probe = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta")
+    read_tower(probe, name)
     builtin = ":" not in model_name
     if pretrained is not False and builtin:
         tags = open_clip.list_pretrained_tags_by_model(model_name)
