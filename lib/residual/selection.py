@@ -1,10 +1,11 @@
-"""Zero-shot classification: images against texts that name the classes."""
+"""How well encodings tell classes apart: against texts that name them, and by their neighbours."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from residual.data import Dataset
@@ -39,4 +40,22 @@ def zero_shot_accuracy(
         raise ValueError(f"{len(outputs)} outputs and {len(labels)} labels")
     hits = (outputs.to(classes) @ classes.T).argmax(1) == labels.to(classes.device)
     share = hits.double().mean().item()
+    return share, (share * (1 - share) / len(labels)) ** 0.5
+
+
+def knn_accuracy(
+    train: tuple[Float[Tensor, "n d"], Int64[Tensor, "n"]],
+    test: tuple[Float[Tensor, "m d"], Int64[Tensor, "m"]],
+    *,
+    neighbours: int = 10,
+) -> tuple[float, float]:
+    """Share of test images named by their nearest training images, and its standard error.
+
+    Neighbours by cosine, each with a vote of 1 / distance.
+    """
+    if len(train[0]) < neighbours:
+        raise ValueError(f"{len(train[0])} training images, fewer than neighbours={neighbours}")
+    model = KNeighborsClassifier(neighbours, weights="distance", metric="cosine")
+    (seen, known), (outputs, labels) = ([value.cpu().numpy() for value in pair] for pair in (train, test))
+    share = float(model.fit(seen, known).score(outputs, labels))
     return share, (share * (1 - share) / len(labels)) ** 0.5

@@ -18,7 +18,7 @@ from torch import nn
 from residual.towers import read_tower, refuse, sides
 
 ZOO = Path(__file__).parent / "zoo"
-EMBEDDED = ("mini-openclip",)
+EMBEDDED = ("mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit")
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,9 @@ def _load_transformers(name: str, source: str, pretrained: bool | str, offline: 
     processor = tokenizer = None
     if pretrained:
         with _clear_errors(name):
-            model, report = CLASSES[kind].from_pretrained(source, output_loading_info=True, **options)
+            # Weights may be kept in half precision; `load_encoder` decides in which they are used.
+            options |= {"dtype": torch.float32, "output_loading_info": True}
+            model, report = CLASSES[kind].from_pretrained(source, **options)
         if report["missing_keys"] or report["mismatched_keys"]:
             missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
             raise RuntimeError(

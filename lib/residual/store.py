@@ -172,9 +172,9 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
     return [name for name, checksum in expected.items() if _checksum(folder / name) != checksum]
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     """Write a safetensors file atomically; returns its SHA-256."""
-    data = save(tensors)
+    data = save(tensors, metadata)
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
 

@@ -14,20 +14,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from residual.artwork import Artwork, load_tags, vocabulary
+from residual.artwork import GROUP_WORDS, Artwork, load_tags, vocabulary
 from residual.render import BACKDROPS, COLOURS, Scene
 
-GROUP_WORDS = {
-    "Smileys & Emotion": "face or heart",
-    "People & Body": "person",
-    "Animals & Nature": "animal or plant",
-    "Food & Drink": "food or drink",
-    "Travel & Places": "place or vehicle",
-    "Activities": "activity",
-    "Objects": "object",
-    "Symbols": "symbol",
-    "Flags": "flag",
-}
 STYLE_WORDS = ("flat drawing", "glossy drawing", "outlined drawing", "line drawing")
 OPENINGS = ("", "", "a picture of ", "a photo of ", "an emoji of ", "an image of ", "an icon of ")
 ANY = -1  # a factor that the caption does not mention
@@ -65,7 +54,7 @@ class Captions:
 def write_captions(concepts: Concepts, artwork: Artwork, drawn: Int[Tensor, "n"], scene: Scene, generator) -> Captions:
     """One caption for each image. drawn: rows of `artwork`."""
     owner, style = artwork.emoji[drawn], artwork.style[drawn]
-    size = torch.where(scene.size < 0.6, 0, torch.where(scene.size > 0.85, 1, 2))
+    size = torch.where(scene.size < 0.65, 0, torch.where(scene.size > 0.9, 1, 2))
     plain = scene.backdrop == 0
     colour = torch.where(plain, scene.colour, len(COLOURS))
     rolls = torch.rand(len(drawn), 6, generator=generator).tolist()
@@ -73,9 +62,9 @@ def write_captions(concepts: Concepts, artwork: Artwork, drawn: Int[Tensor, "n"]
     for i, roll in enumerate(rolls):
         concept = _concept(concepts, int(owner[i]), roll[0], roll[1])
         said = {
-            "style": int(style[i]) if roll[2] < 0.25 else ANY,
-            "backdrop": int(scene.backdrop[i]) if roll[3] < 0.3 or concept == ANY else ANY,
-            "size": int(size[i]) if roll[4] < 0.12 and size[i] < 2 else ANY,
+            "style": int(style[i]) if roll[2] < 0.15 else ANY,
+            "backdrop": int(scene.backdrop[i]) if roll[3] < 0.12 or concept == ANY else ANY,
+            "size": int(size[i]) if roll[4] < 0.08 and size[i] < 2 else ANY,
         }
         said["colour"] = int(colour[i]) if said["backdrop"] == 0 else ANY
         rows.append([concept, *said.values()])
@@ -90,11 +79,11 @@ def write_captions(concepts: Concepts, artwork: Artwork, drawn: Int[Tensor, "n"]
 
 def _concept(concepts: Concepts, owner: int, kind: float, pick: float) -> int:
     keywords = concepts.by_emoji[owner]
-    if kind < 0.6:
+    if kind < 0.72:
         return owner
-    if kind < 0.8 and keywords:
+    if kind < 0.84 and keywords:
         return keywords[int(pick * len(keywords))]
-    if kind < 0.9:
+    if kind < 0.94:
         return len(vocabulary()) + list(GROUP_WORDS).index(vocabulary()[owner].group)
     return ANY
 

@@ -6,136 +6,113 @@ its batch from (seed, step), so a resumed run sees what an uninterrupted one see
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import json
+import dataclasses
 import math
 import os
 import string
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from open_clip.model import CLIP
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from residual.artwork import STYLES, Artwork, load_artwork
+from residual.artwork import STYLES, Artwork, load_artwork, vocabulary
 from residual.render import BACKDROPS, COLOURS, draw_scenes
 from residual.zoo.captions import OPENINGS, STYLE_WORDS, Concepts, load_concepts, write_captions
+from residual.zoo.objectives import Batch, Classification, Contrast, Distillation
+from residual.zoo.recipes import CONTEXT, MEAN, RECIPES, SIZE, STD, WORDS, Recipe, build_encoder, image_tokens
+from residual.zoo.recipes import save_encoder as save
 
-MODEL = {
-    "embed_dim": 128,
-    "vision_cfg": {"image_size": 48, "patch_size": 8, "width": 192, "layers": 8, "head_width": 24},
-    "text_cfg": {
-        "context_length": 24,
-        "vocab_size": 3000,
-        "width": 128,
-        "heads": 4,
-        "layers": 3,
-        "pool_type": "eos",
-        "eos_id": 2,
-        "hf_tokenizer_name": "local",  # open_clip reads the tokenizer beside this file
-    },
+WEIGHT_DECAY, WARM_UP = 0.1, 100
+# How often an emoji of each Unicode group is drawn, relative to one of the others: the groups of which the
+# tasks are made more often, and people, who come in many near-copies, more seldom.
+GROUP_WEIGHTS = {
+    "Animals & Nature": 2.0,
+    "Food & Drink": 2.0,
+    "Flags": 2.0,
+    "Smileys & Emotion": 2.0,
+    "People & Body": 0.4,
 }
-MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
-PEAK_RATE, WEIGHT_DECAY, WARM_UP = 1e-3, 0.1, 100
 
 
-def train_clip(
-    out: Path,
-    npm: Path,
-    *,
-    styles: tuple[str, ...] = STYLES,
-    steps: int = 3600,
-    batch: int = 256,
-    seed: int = 0,
-    device: str = "cpu",
-    every: int = 100,
+def train(
+    name: str, out: Path, npm: Path, *, recipe: Recipe | None = None, device: str = "cpu", every: int = 100
 ) -> None:
-    """Train `mini-openclip` and write it to the folder `out`, in open_clip's local-dir layout.
+    """Train an embedded encoder and write it to the folder `out`, as its library reads it.
 
     npm: `node_modules` with OpenMoji's table of keywords, and the drawings in styles other than
-    "twemoji". every: steps between checkpoints.
+    "twemoji". recipe: other than the encoder's own. every: steps between checkpoints.
+    Raises ValueError if `out` holds a run with another recipe, FileNotFoundError without drawings.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    artwork, concepts = load_artwork(styles, npm), load_concepts(npm)
-    tokenizer = build_tokenizer(concepts, MODEL["text_cfg"]["vocab_size"], MODEL["text_cfg"]["context_length"])
-    torch.manual_seed(seed)
-    model = CLIP(**{k: dict(v) if isinstance(v, dict) else v for k, v in MODEL.items()}).to(device).train()
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    recipe = recipe or RECIPES[name]
+    artwork, concepts = load_artwork(tuple(recipe.styles), npm), load_concepts(npm)
+    tokenizer = build_tokenizer(concepts)
+    torch.manual_seed(recipe.seed)
+    objective = _objective(recipe, build_encoder(name, len(tokenizer))).to(device).train()
+    trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], lr=PEAK_RATE
+        [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
     )
+    out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = out / "checkpoint.pt", out / "training.csv"
-    first, seconds = 0, 0.0
+    first, seconds, settings = 0, 0.0, repr(recipe)
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if (state["steps"], state["batch"], state["seed"]) != (steps, batch, seed):
+        if state["settings"] != settings:
             raise ValueError(f"{checkpoint} belongs to a run with other settings; delete it or give the same ones")
-        model.load_state_dict(state["model"])
+        objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
     rows = _read_log(log, first)
-    progress = tqdm(range(first, steps), initial=first, total=steps, desc=out.name, mininterval=5)
+    drawings = _weights(artwork, recipe)
+    progress = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=name, mininterval=5)
     started, loss_sum = time.monotonic() - seconds, 0.0
     for step in progress:
-        rate = PEAK_RATE * min((step + 1) / WARM_UP, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        rate = recipe.rate * min((step + 1) / WARM_UP, 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, tokens, positives = _batch(artwork, concepts, tokenizer, batch, seed, step)
-        # On a CPU, the fused attention kernel's backward pass takes longer than all the rest at 24-dimensional heads.
-        with torch.autocast(torch.device(device).type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            image, text, scale = model(images.to(device), tokens.to(device))
-        loss = contrastive_loss(image.float(), text.float(), scale, positives.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        batch = _draw(recipe, artwork, drawings, concepts, tokenizer, step, device)
+        torch.manual_seed(recipe.seed * 1_000_003 + step)  # of dropped tokens and disturbed colours
+        kept = recipe.tokens if step < 0.9 * recipe.steps else 1.0
+        # On a CPU, the fused attention kernel's backward pass takes longer than all the rest at 20-dimensional heads.
+        kernel = sdpa_kernel(SDPBackend.MATH) if torch.device(device).type == "cpu" else contextlib.nullcontext()
+        with _dropped(image_tokens(objective.encoder), kept), kernel:
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                loss = objective(batch)
+            optimizer.zero_grad()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
+        objective.after_step(step / recipe.steps)
         loss_sum += loss.item()
-        if (step + 1) % every == 0 or step + 1 == steps:
+        if (step + 1) % every == 0 or step + 1 == recipe.steps:
             since = step + 1 - (int(rows[-1]["step"]) if rows else 0)
             seconds = time.monotonic() - started
-            rows.append(
-                {
-                    "step": step + 1,
-                    "loss": f"{loss_sum / since:.4f}",
-                    "rate": f"{rate:.2e}",
-                    "seconds": f"{seconds:.0f}",
-                }
-            )
-            progress.set_postfix(loss=rows[-1]["loss"])
+            row = {"step": step + 1, "loss": f"{loss_sum / since:.4f}", "rate": f"{rate:.2e}"}
+            rows.append(row | {"seconds": f"{seconds:.0f}"})
+            progress.set_postfix(loss=row["loss"])
             loss_sum = 0.0
             _write_log(log, rows)
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            state |= {"seconds": seconds, "steps": steps, "batch": batch, "seed": seed}
+            state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"step": step + 1, "seconds": seconds, "settings": settings}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
-    tokenizer.save_pretrained(out)
-    save_clip(model, out)
+    encoder = objective.teacher[0] if isinstance(objective, Distillation) else objective.encoder
+    save(name, encoder, tokenizer, out)
 
 
-def contrastive_loss(
-    image: Float[Tensor, "n d"], text: Float[Tensor, "n d"], scale: Tensor, positives: Bool[Tensor, "n n"]
-) -> Tensor:
-    """InfoNCE both ways, with the target mass spread evenly over all true pairs."""
-    logits = scale * image @ text.T
-    target = positives.float()
-    by_image = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
-    by_text = F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True))
-    return (by_image + by_text) / 2
-
-
-def build_tokenizer(concepts: Concepts, vocab_size: int, context_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(concepts: Concepts) -> PreTrainedTokenizerFast:
     """WordPiece over the most frequent words of captions and all single characters.
 
     The vocabulary is counted, not trained: the trainers of `tokenizers` break ties at random, and a
@@ -146,38 +123,74 @@ def build_tokenizer(concepts: Concepts, vocab_size: int, context_length: int) ->
     counts = Counter(w for text in texts for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     characters = sorted({*string.ascii_lowercase, *string.digits, *"".join(counts)})
     words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
-    vocabulary = ["[PAD]", "[UNK]", "[EOS]", *characters, *(f"##{c}" for c in characters), *words][:vocab_size]
+    special = ["[PAD]", "[UNK]", "[EOS]", "[CLS]"]
+    vocabulary = [*special, *characters, *(f"##{c}" for c in characters), *words][:WORDS]
     pieces = {word: index for index, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        eos_token="[EOS]",
-        model_max_length=context_length,
-    )
+    # CLIP's text tower is read out at [EOS], BLIP's at [CLS].
+    ends = [("[CLS]", pieces["[CLS]"]), ("[EOS]", pieces["[EOS]"])]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [EOS]", special_tokens=ends)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]", "cls_token": "[CLS]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CONTEXT, **names)
 
 
-def save_clip(model: CLIP, out: Path) -> None:
-    """Weights in half precision and open_clip's configuration."""
-    weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, out / "open_clip_model.safetensors")
-    config = {"model_cfg": MODEL, "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic"}}
-    (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+def _objective(recipe: Recipe, encoder: nn.Module) -> nn.Module:
+    if recipe.objective == "contrastive":
+        return Contrast(encoder)
+    if recipe.objective == "distillation":
+        return Distillation(encoder)
+    return Classification(encoder, len(vocabulary()))
 
 
-def _batch(artwork: Artwork, concepts: Concepts, tokenizer, batch: int, seed: int, step: int):
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    drawn = torch.randint(len(artwork.sprites), (batch,), generator=generator)
+def _weights(artwork: Artwork, recipe: Recipe) -> Tensor:
+    """How often each drawing is drawn, up to a factor."""
+    groups = torch.tensor([GROUP_WEIGHTS.get(item.group, 1.0) for item in vocabulary()])
+    weights = groups[artwork.emoji]
+    for style, share in recipe.styles.items():
+        rows = artwork.style == STYLES.index(style)
+        weights[rows] *= share / weights[rows].sum()
+    return weights
+
+
+def _draw(
+    recipe: Recipe, artwork: Artwork, drawings: Tensor, concepts: Concepts, tokenizer, step: int, device: str
+) -> Batch:
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    drawn = torch.multinomial(drawings, recipe.batch, replacement=True, generator=generator)
     line = artwork.style[drawn] == STYLES.index("openmoji-line")
-    scene = draw_scenes(artwork.sprites[drawn], generator=generator, line=line)
-    captions = write_captions(concepts, artwork, drawn, scene, generator)
-    length = MODEL["text_cfg"]["context_length"]
-    tokens = tokenizer(captions.texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
-    return (scene.images / 255 - mean) / std, tokens.input_ids, captions.positives
+    scene = draw_scenes(artwork.sprites[drawn], generator=generator, line=line, size=SIZE)
+    batch = Batch((scene.images / 255 - mean) / std, None, artwork.emoji[drawn], None, None, None)
+    if recipe.objective == "contrastive":
+        captions = write_captions(concepts, artwork, drawn, scene, generator)
+        text = tokenizer(captions.texts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")
+        batch = dataclasses.replace(
+            batch, tokens=text.input_ids, attention=text.attention_mask, positives=captions.positives
+        )
+    if recipe.objective == "distillation":
+        again = draw_scenes(artwork.sprites[drawn], generator=generator, line=line, size=SIZE)
+        batch = dataclasses.replace(batch, again=(again.images / 255 - mean) / std)
+    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return Batch(**{key: None if value is None else value.to(device) for key, value in values.items()})
+
+
+@contextlib.contextmanager
+def _dropped(module: nn.Module, share: float) -> Iterator[None]:
+    """Within it, the encoder sees the class token and a random `share` of the patches of each image."""
+
+    def keep(_module: nn.Module, _inputs: tuple, tokens: Tensor) -> Tensor:
+        n, patches = tokens.shape[0], tokens.shape[1] - 1
+        order = torch.rand(n, patches, device=tokens.device).argsort(1)[:, : round(share * patches)] + 1
+        rows = torch.cat([order.new_zeros(n, 1), order], 1)
+        return tokens.gather(1, rows[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+    handle = module.register_forward_hook(keep) if share < 1 else None
+    try:
+        yield
+    finally:
+        if handle:
+            handle.remove()
 
 
 def _read_log(path: Path, last: int) -> list[dict]:
