@@ -198,7 +198,7 @@ def test_moments_only_have_no_coordinates(encoder, dataset, tmp_path):
 )
 def test_bad_arguments_are_refused_before_any_work(encoder, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        extract(encoder, "emoji", root=tmp_path, **options)
+        extract(encoder, "reference", root=tmp_path, **options)
     assert not list(tmp_path.iterdir())
 
 

@@ -17,212 +17,53 @@ from residual.artwork import vocabulary
 from residual.data import cache_folder
 from residual.render import COLOURS
 
-SHAPES = [
-    "circle",
-    "square",
-    "triangle",
-    "rectangle",
-    "diamond",
-    "star",
-    "heart",
-    "cross",
-    "ring",
-    "spiral",
-    "arrow",
-    "line",
-    "dot",
-    "grid",
-    "cube",
-    "sphere",
-    "cylinder",
-    "pyramid",
-    "crescent",
-    "oval",
-    "hexagon",
-    "wave",
-    "zigzag",
-    "arch",
-]
-PATTERNS = [
-    "plain",
-    "striped",
-    "dotted",
-    "chequered",
-    "wavy",
-    "zigzag",
-    "gridded",
-    "shaded",
-    "cloudy",
-    "grainy",
-    "blurry",
-    "crumpled",
-]
-MATERIALS = [
-    "wood",
-    "metal",
-    "glass",
-    "stone",
-    "paper",
-    "plastic",
-    "wool",
-    "leather",
-    "brick",
-    "sand",
-    "water",
-    "ice",
-    "fire",
-    "smoke",
-    "gold",
-    "silver",
-    "rubber",
-    "cotton",
-    "clay",
-    "marble",
-    "rust",
-    "fur",
-    "feathers",
-    "grass",
-]
-PLACES = [
-    "beach",
-    "forest",
-    "mountain",
-    "desert",
-    "city",
-    "street",
-    "village",
-    "farm",
-    "garden",
-    "park",
-    "kitchen",
-    "bedroom",
-    "bathroom",
-    "office",
-    "classroom",
-    "hospital",
-    "church",
-    "temple",
-    "castle",
-    "museum",
-    "theatre",
-    "stadium",
-    "market",
-    "shop",
-    "restaurant",
-    "bar",
-    "library",
-    "factory",
-    "harbour",
-    "airport",
-    "station",
-    "bridge",
-    "island",
-    "river",
-    "lake",
-    "sea",
-    "sky",
-    "cave",
-    "field",
-    "road",
-    "tower",
-    "house",
-    "palace",
-    "playground",
-    "construction_site",
-]
+
+def _words(text: str) -> list[str]:
+    """The words of a text, with a space where they have an underscore."""
+    return [word.replace("_", " ") for word in text.split()]
+
+
+SHAPES = _words("""
+    circle square triangle rectangle diamond star heart cross ring spiral arrow line dot grid cube sphere
+    cylinder pyramid crescent oval hexagon wave zigzag arch
+""")
+PATTERNS = _words("""
+    plain striped dotted chequered wavy zigzag gridded shaded cloudy grainy blurry crumpled
+""")
+MATERIALS = _words("""
+    wood metal glass stone paper plastic wool leather brick sand water ice fire smoke gold silver rubber cotton
+    clay marble rust fur feathers grass
+""")
+PLACES = _words("""
+    beach forest mountain desert city street village farm garden park kitchen bedroom bathroom office classroom
+    hospital church temple castle museum theatre stadium market shop restaurant bar library factory harbour
+    airport station bridge island river lake sea sky cave field road tower house palace playground
+    construction_site
+""")
 SEASONS = ["spring", "summer", "autumn", "winter", "Christmas", "Easter", "Halloween", "New Year"]
 TIMES = ["at dawn", "in the morning", "at noon", "in the afternoon", "at sunset", "at night", "under the moon"]
 WEATHER = ["in the rain", "in the snow", "in the fog", "in a storm", "in the sun", "under clouds", "in the wind"]
-MOODS = [
-    "happy",
-    "sad",
-    "angry",
-    "afraid",
-    "surprised",
-    "tired",
-    "calm",
-    "bored",
-    "proud",
-    "shy",
-    "sick",
-    "silly",
-    "loving",
-    "lonely",
-    "excited",
-    "worried",
-]
-PEOPLE = [
-    "man",
-    "woman",
-    "child",
-    "baby",
-    "boy",
-    "girl",
-    "family",
-    "couple",
-    "crowd",
-    "worker",
-    "doctor",
-    "cook",
-    "farmer",
-    "teacher",
-    "singer",
-    "athlete",
-]
+MOODS = _words("""
+    happy sad angry afraid surprised tired calm bored proud shy sick silly loving lonely excited worried
+""")
+PEOPLE = _words("""
+    man woman child baby boy girl family couple crowd worker doctor cook farmer teacher singer athlete
+""")
 COUNTS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "many"]
 COUNTED = ["object", "animal", "face", "person", "shape", "flower", "fruit", "star"]
 PLURALS = {"person": "people"}
-STYLES = [
-    "photograph",
-    "drawing",
-    "painting",
-    "sketch",
-    "cartoon",
-    "line_drawing",
-    "silhouette",
-    "icon",
-    "logo",
-    "emoji",
-    "poster",
-    "stamp",
-    "sticker",
-    "flat_drawing",
-    "glossy_drawing",
-    "outlined_drawing",
-    "negative",
-    "collage",
-    "close-up",
-    "pattern",
-    "pixel_art",
-    "map",
-    "diagram",
-]
+STYLES = _words("""
+    photograph drawing painting sketch cartoon line_drawing silhouette icon logo emoji poster stamp sticker
+    flat_drawing glossy_drawing outlined_drawing negative collage close-up pattern pixel_art map diagram
+""")
 VIEWS = ["from above", "from below", "from the side", "from afar", "from behind", "upside down", "close to the edge"]
 SIZES = ["tiny", "small", "big", "huge", "thin", "thick", "round", "long"]
 PLACED = ["at the centre", "at the left", "at the right", "at the top", "at the bottom", "in a corner"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-ACTIONS = [
-    "running",
-    "jumping",
-    "swimming",
-    "flying",
-    "dancing",
-    "singing",
-    "eating",
-    "drinking",
-    "sleeping",
-    "reading",
-    "writing",
-    "cooking",
-    "playing",
-    "driving",
-    "riding",
-    "climbing",
-    "fighting",
-    "laughing",
-    "crying",
-    "working",
-]
+ACTIONS = _words("""
+    running jumping swimming flying dancing singing eating drinking sleeping reading writing cooking playing
+    driving riding climbing fighting laughing crying working
+""")
 NAMED = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")  # groups of emoji
 
 
@@ -274,9 +115,8 @@ def _compose() -> Iterator[str]:
     yield from (f"{_a(pattern)} {colour} surface" for pattern in PATTERNS for colour in colours)
     yield from (f"something made of {material}" for material in MATERIALS)
     yield from (f"a texture of {material}" for material in MATERIALS)
-    places = [place.replace("_", " ") for place in PLACES]
-    yield from (f"a picture of {_a(place)}" for place in places)
-    yield from (f"{_a(place)} {time}" for place in places[:12] for time in (*TIMES, *WEATHER))
+    yield from (f"a picture of {_a(place)}" for place in PLACES)
+    yield from (f"{_a(place)} {time}" for place in PLACES[:12] for time in (*TIMES, *WEATHER))
     yield from (f"{season} {thing}" for season in SEASONS for thing in ("colours", "scenery", "decoration", "clothes"))
     yield from (f"{_a(mood)} {thing}" for mood in MOODS for thing in ("face", "person", "animal"))
     yield from (f"a picture of {_a(person)}" for person in PEOPLE)
@@ -284,9 +124,8 @@ def _compose() -> Iterator[str]:
     yield from (f"{count} {_many(thing, count)}" for count in COUNTS for thing in COUNTED)
     yield from (f"the letter {letter}" for letter in LETTERS)
     yield from (f"the number {number}" for number in range(21))
-    styles = [style.replace("_", " ") for style in STYLES]
-    yield from (_a(style) for style in styles)
-    yield from (f"{_a(style)} in {colour}" for style in styles for colour in ("black and white", "bright colours"))
+    yield from (_a(style) for style in STYLES)
+    yield from (f"{_a(style)} in {colour}" for style in STYLES for colour in ("black and white", "bright colours"))
     yield from (f"something seen {view}" for view in VIEWS)
     yield from (f"{size} things {place}" for size in SIZES[:4] for place in PLACED)
     yield from (item.name for item in vocabulary() if item.group in NAMED)

@@ -256,11 +256,11 @@ def _grounds(n: int, split: str, generator: torch.Generator, seed: int) -> Float
     """What the emoji of the reference set stand on: photographs, textures, drawn backdrops and plain white."""
     which = torch.randint(len(PHOTOGRAPHS), (n,), generator=generator)
     colour = torch.randint(len(COLOURS), (n,), generator=generator)
+    texture = torch.randint(len(TEXTURES), (n,), generator=generator)
     choices = torch.stack(
         [
             _photo_crops(which, split, generator, seed)[0] / 255,
-            draw_textures(torch.randint(len(TEXTURES), (n,), generator=generator), generator=generator, size=SIZE)
-            / 255,
+            draw_textures(texture, generator=generator, size=SIZE) / 255,
             backdrops(torch.randint(len(BACKDROPS), (n,), generator=generator), colour, SIZE, generator),
             torch.ones(n, 3, SIZE, SIZE),
         ]

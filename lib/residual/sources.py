@@ -195,7 +195,7 @@ def _load_transformers(name: str, source: str, pretrained: bool | str, offline: 
     options = {"add_pooling_layer": False} if kind == "vit" else {}
     processor = tokenizer = None
     if pretrained:
-        with _clear_errors(name):
+        with _clear_errors(name), _no_bar():
             # Weights may be kept in half precision; `load_encoder` decides in which they are used.
             options |= {"dtype": torch.float32, "output_loading_info": True}
             model, report = CLASSES[kind].from_pretrained(source, **options)
@@ -216,7 +216,7 @@ def _load_transformers(name: str, source: str, pretrained: bool | str, offline: 
     return Found(
         model=model,
         family=FAMILIES[kind],
-        weights=source,
+        weights=name if Path(source).is_dir() else source,
         preprocess=lambda image: processor(images=image.convert("RGB"), return_tensors="pt").pixel_values[0],
         mean=mean,
         std=std,
@@ -270,6 +270,18 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers draws a bar for the reading of weights, which takes no time. Downloads keep theirs."""
+    before = hf.utils.logging.is_progress_bar_enabled()
+    hf.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            hf.utils.logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

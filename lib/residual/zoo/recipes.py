@@ -48,7 +48,7 @@ RECIPES = {
     "mini-openclip": Recipe("contrastive", MIXED, seed=0, steps=3000),
     "mini-clip": Recipe("contrastive", _styles(twemoji=0.7, noto=0.3), seed=1, steps=2200),
     "mini-blip": Recipe("contrastive", _styles(twemoji=0.7, openmoji=0.2, openmoji_line=0.1), seed=2, steps=2200),
-    "mini-dinov2": Recipe("distillation", MIXED, seed=3, steps=1800, batch=128),
+    "mini-dinov2": Recipe("distillation", MIXED, seed=3, steps=1200, batch=128),
     "mini-vit": Recipe("classification", MIXED, seed=4, steps=2000),
 }
 
