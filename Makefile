@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= mini
 CHAPTER ?= dimension
+NAME ?= mini-openclip
 ARGS ?=
 export PYTHONHASHSEED := 0
 
@@ -46,9 +47,9 @@ bench: $(VENV)/.installed  ## speed and memory, against the naive way in the sam
 artwork:  ## the drawings that training needs besides Twemoji (npm)
 	npm install --silent --no-save --prefix _build/artwork openmoji@17.0.0 emoji-datasource-google@16.0.0
 
-zoo: $(VENV)/.installed artwork  ## train the embedded encoder anew into _build/zoo (an hour)
+zoo: $(VENV)/.installed artwork  ## train an embedded encoder anew into _build/zoo (NAME=mini-openclip)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[zoo]'
-	$(BIN)/python -m residual.zoo train mini-openclip $(ARGS)
+	$(BIN)/python -m residual.zoo train $(NAME) $(ARGS)
 
 clean:  ## remove what was built, but not .venv
 	rm -rf _build .snakemake

@@ -45,7 +45,7 @@ def _styles(**shares: float) -> MappingProxyType:
 
 MIXED = _styles(twemoji=0.55, noto=0.15, openmoji=0.15, openmoji_line=0.15)
 RECIPES = {
-    "mini-openclip": Recipe("contrastive", MIXED, seed=0, steps=3000),
+    "mini-openclip": Recipe("contrastive", MIXED, seed=0, steps=2200),
     "mini-clip": Recipe("contrastive", _styles(twemoji=0.7, noto=0.3), seed=1, steps=2200),
     "mini-blip": Recipe("contrastive", _styles(twemoji=0.7, openmoji=0.2, openmoji_line=0.1), seed=2, steps=2200),
     "mini-dinov2": Recipe("distillation", MIXED, seed=3, steps=1200, batch=128),
