@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from types import MappingProxyType
 
@@ -73,14 +74,19 @@ def small(name, **changes):
     return dataclasses.replace(RECIPES[name], **options | changes)
 
 
+@pytest.fixture
+def artwork(monkeypatch):
+    """Decoded once for all runs."""
+    monkeypatch.setattr("residual.zoo.train.load_artwork", functools.cache(load_artwork))
+
+
 @pytest.mark.parametrize("name", ["mini-clip", "mini-blip", "mini-dinov2", "mini-vit"])
-def test_training_stopped_and_resumed_ends_with_the_same_weights(name, npm, tmp_path, monkeypatch):
+def test_training_stopped_and_resumed_ends_with_the_same_weights(name, npm, artwork, tmp_path, monkeypatch):
     options = {"recipe": small(name), "every": 2}
     train(name, tmp_path / "whole", npm, **options)
-    monkeypatch.setattr("residual.zoo.train._write_log", interrupt_at(_write_log, 2))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("residual.zoo.train._write_log", interrupt_at(_write_log, 2))
         train(name, tmp_path / "part", npm, **options)
-    monkeypatch.undo()
     train(name, tmp_path / "part", npm, **options)
     (file,) = (path.name for path in (tmp_path / "whole").glob("*.safetensors"))
     whole, part = (load_file(tmp_path / run / file) for run in ("whole", "part"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from residual.zoo.card import write_card
 from residual.zoo.recipes import RECIPES
 from residual.zoo.train import train
 
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = dataclasses.replace(RECIPES[args.name], **changes)
     try:
         train(args.name, args.out / args.name, args.npm, recipe=recipe, device=args.device)
+        write_card(args.name, recipe, args.out / args.name)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

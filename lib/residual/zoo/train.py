@@ -27,7 +27,6 @@ from transformers import PreTrainedTokenizerFast
 from residual.artwork import STYLES, Artwork, load_artwork, vocabulary
 from residual.render import BACKDROPS, COLOURS, draw_scenes
 from residual.zoo.captions import OPENINGS, STYLE_WORDS, Concepts, load_concepts, write_captions
-from residual.zoo.card import write_card
 from residual.zoo.objectives import Batch, Classification, Contrast, Distillation
 from residual.zoo.recipes import CONTEXT, MEAN, RECIPES, SIZE, STD, WORDS, Recipe, build_encoder, image_tokens
 from residual.zoo.recipes import save_encoder as save
@@ -111,7 +110,6 @@ def train(
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
     encoder = objective.teacher[0] if isinstance(objective, Distillation) else objective.encoder
     save(name, encoder, tokenizer, out)
-    write_card(name, recipe, out)
 
 
 def build_tokenizer(concepts: Concepts) -> PreTrainedTokenizerFast:
