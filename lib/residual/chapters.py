@@ -20,7 +20,7 @@ import torch
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
-from residual.data import SPLITS, dataset_names, task_names
+from residual.data import SPLITS, loadable_names, task_names
 from residual.sources import check_name
 
 STARTED = time.monotonic()
@@ -47,7 +47,7 @@ PARAMETERS: dict[str, Any] = {
     "encoders": Annotated[list[Encoder], Field(min_length=1)],
     "controls": list[Encoder],
     "tasks": Annotated[list[Annotated[str, _one_of(task_names())]], Field(min_length=1)],
-    "dataset": Annotated[str, _one_of(tuple(dict.fromkeys((*dataset_names(), *task_names()))))],
+    "dataset": Annotated[str, _one_of(loadable_names())],
     "split": Annotated[str, _one_of(SPLITS)],
     "images": Annotated[int, Field(ge=100)],  # a quarter of them must do for TwoNN
     "batch": Annotated[int, Field(ge=1)],

@@ -96,6 +96,11 @@ def task_names() -> tuple[str, ...]:
     return tuple(names)
 
 
+def loadable_names() -> tuple[str, ...]:
+    """All that `load_dataset` takes: data sets and tasks."""
+    return tuple(dict.fromkeys((*dataset_names(), *task_names())))
+
+
 def split_task(name: str) -> tuple[str, str]:
     """The data set of a task, and the factor that it asks for; "" for the data set's own classes.
 
@@ -103,8 +108,7 @@ def split_task(name: str) -> tuple[str, str]:
     """
     own, _, task = (name, "", "") if name in ENTRIES else name.rpartition("-")
     if own not in ENTRIES or (task and task not in ENTRIES[own].tasks):
-        known = ", ".join(dict.fromkeys((*dataset_names(), *task_names())))
-        raise ValueError(f"unknown data set {name!r}; choose from {known}")
+        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(loadable_names())}")
     return own, task
 
 

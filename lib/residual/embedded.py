@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +26,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from residual.artwork import GROUP_WORDS, SPRITE, Emoji, load_artwork, vocabulary
 from residual.render import BACKDROPS, COLOURS, RESTYLES, Scene, backdrops, draw_scenes, restyle, to_bytes
-from residual.shapes import BACKGROUNDS, HUES, PATTERNS, SHAPES, combination_names, draw_shapes
+from residual.shapes import BACKGROUNDS, HUES, PATTERNS, SHAPES, ShapeScene, combination_names, draw_shapes
 from residual.textures import TEXTURES, draw_textures
 
 SIZE = 48  # pixels a side
@@ -159,15 +159,10 @@ def _sketch(split: str, count: int, generator: torch.Generator, seed: int) -> Co
 def _shapes(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
     names = combination_names()
     labels = _balanced(count, len(names), generator)
-    scenes = [draw_shapes(part, generator=generator, size=SIZE) for part in labels.split(CHUNK)]
-
-    def whole(name: str) -> Tensor:
-        return torch.cat([getattr(scene, name) for scene in scenes])
-
+    scene = _joined([draw_shapes(part, generator=generator, size=SIZE) for part in labels.split(CHUNK)])
     named = {"shape": SHAPES, "colour": HUES, "pattern": PATTERNS, "background": BACKGROUNDS}
-    factors = {name: Factor(whole(name), values) for name, values in named.items()}
-    factors |= {"size": Factor(whole("size")), "angle": Factor(whole("angle"))} | _places(whole("position"))
-    return Content(whole("images"), labels, names, factors)
+    factors = {name: Factor(getattr(scene, name), values) for name, values in named.items()} | _geometry(scene)
+    return Content(scene.images, labels, names, factors)
 
 
 def _textures(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
@@ -307,17 +302,21 @@ def _restyled(sprites: UInt8[Tensor, "n 4 p p"], style: Int64[Tensor, "n"]) -> U
 
 
 def _scenes(sprites: UInt8[Tensor, "n 4 p p"], generator: torch.Generator) -> Scene:
-    parts = [draw_scenes(part, generator=generator, size=SIZE) for part in sprites.split(CHUNK)]
-    return Scene(*(torch.cat([getattr(part, name) for part in parts]) for name in Scene.__dataclass_fields__))
+    return _joined([draw_scenes(part, generator=generator, size=SIZE) for part in sprites.split(CHUNK)])
+
+
+def _joined(parts: list) -> Scene | ShapeScene:
+    return type(parts[0])(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(parts[0])))
 
 
 def _scene_factors(scene: Scene) -> dict[str, Factor]:
     named = {"backdrop": Factor(scene.backdrop, BACKDROPS), "colour": Factor(scene.colour, tuple(COLOURS))}
-    return named | {"size": Factor(scene.size), "angle": Factor(scene.angle)} | _places(scene.position)
+    return named | _geometry(scene)
 
 
-def _places(position: Float[Tensor, "n 2"]) -> dict[str, Factor]:
-    return {"x": Factor(position[:, 0]), "y": Factor(position[:, 1])}
+def _geometry(scene: Scene | ShapeScene) -> dict[str, Factor]:
+    x, y = scene.position.T
+    return {"size": Factor(scene.size), "angle": Factor(scene.angle), "x": Factor(x), "y": Factor(y)}
 
 
 def _numeral(font: str, digit: str, beside: tuple[str, str], ink: tuple[int, int, int]) -> UInt8[Tensor, "4 72 72"]:

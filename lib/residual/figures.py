@@ -108,15 +108,6 @@ def unit_norms(norms: pd.DataFrame) -> Axes:
     return ax
 
 
-def contact_sheet(images: Tensor, columns: int) -> Axes:
-    """Images [n 3 h w] in rows of `columns`."""
-    sheet = make_grid(images, columns, padding=2, pad_value=255).permute(1, 2, 0)
-    _, ax = plt.subplots(figsize=(9, 9 * sheet.shape[0] / sheet.shape[1]), layout="constrained")
-    ax.imshow(sheet)
-    ax.axis("off")
-    return ax
-
-
 def dataset_sheet(rows: dict[str, Tensor]) -> Axes:
     """One row of images [n 3 h w] for each data set, with its name at the left."""
     sheet = make_grid(torch.cat(list(rows.values())), len(next(iter(rows.values()))), padding=2, pad_value=255)

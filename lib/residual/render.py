@@ -70,8 +70,8 @@ def draw_scenes(
     kind = torch.randint(len(BACKDROPS), (n,), generator=generator)
     colour = torch.randint(len(COLOURS), (n,), generator=generator)
     backdrop = backdrops(kind, colour, size, generator) if onto is None else onto
-    fraction = _uniform(n, *sizes, generator)
-    angle = _uniform(n, -0.3, 0.3, generator)
+    fraction = uniform(n, *sizes, generator)
+    angle = uniform(n, -0.3, 0.3, generator)
     shift = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - 0.9 * fraction)[:, None]
 
     rgb, alpha = sprites[:, :3] / 255, sprites[:, 3:] / 255
@@ -93,7 +93,7 @@ def to_bytes(images: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+def uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(n, generator=generator)
 
 
@@ -109,8 +109,8 @@ def backdrops(
         for c in (colour, other)
     )
     axis = torch.linspace(-1, 1, size)
-    angle = _uniform(n, 0.0, math.pi, generator)[:, None, None]
-    frequency = _uniform(n, 4.0, 16.0, generator)[:, None, None]
+    angle = uniform(n, 0.0, math.pi, generator)[:, None, None]
+    frequency = uniform(n, 4.0, 16.0, generator)[:, None, None]
     along = angle.cos() * axis[None, None, :] + angle.sin() * axis[None, :, None]
     across = angle.cos() * axis[None, :, None] - angle.sin() * axis[None, None, :]
     waves, crossed = (frequency * along).sin(), (frequency * across).sin()
@@ -144,7 +144,7 @@ def _photos() -> Float[Tensor, "2 3 h w"]:
 
 def _photo_crops(n: int, size: int, generator: torch.Generator) -> Float[Tensor, "n 3 s s"]:
     photos = _photos()
-    zoom = _uniform(n, 0.12, 0.6, generator)
+    zoom = uniform(n, 0.12, 0.6, generator)
     centre = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - zoom)[:, None]
     flip = torch.randint(2, (n,), generator=generator) * 2 - 1
     affine = torch.zeros(n, 2, 3)

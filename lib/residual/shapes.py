@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from residual.render import COLOURS, to_bytes
+from residual.render import COLOURS, to_bytes, uniform
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
 HUES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
@@ -50,7 +50,7 @@ def draw_shapes(combination: Int[Tensor, "n"], *, generator: torch.Generator, si
     colour = combination // len(PATTERNS) % len(HUES)
     shape = combination // len(PATTERNS) // len(HUES)
     background = torch.randint(len(BACKGROUNDS), (n,), generator=generator)
-    radius = SIZES[0] + (SIZES[1] - SIZES[0]) * torch.rand(n, generator=generator)
+    radius = uniform(n, *SIZES, generator)
     angle = 0.2 * (2 * torch.rand(n, generator=generator) - 1)
     position = (2 * torch.rand(n, 2, generator=generator) - 1) * (1 - radius)[:, None]
 
