@@ -14,6 +14,7 @@ import torch
 
 from residual import load_encoder, trace
 from residual.dimension import two_nn
+from residual.pursuit import _simultaneous, textspan_from_moments
 from residual.spectrum import Moments, pca_from_moments
 
 K, D, H = 66, 768, 16  # a layer of 16 heads of 64 dimensions, in an output of 768
@@ -76,3 +77,40 @@ def test_two_nn(benchmark, n):
         lambda: two_nn(samples),
         rounds=7,
     )
+
+
+def texts(count=3498):
+    return torch.nn.functional.normalize(torch.randn(count, D, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+def test_textspan(benchmark):
+    coordinates, frame, values = head(5000)
+    words, values = texts(), values - values.mean(0)
+    moments, frames = Moments.of(coordinates[:, None].expand(-1, H, -1)), frame.expand(H, -1, -1)
+
+    def naive():
+        residual, left = values, words
+        for _ in range(5):
+            atom = left[(left @ residual.T).var(1).argmax()]
+            residual = residual - torch.outer(residual @ atom, atom) / (atom @ atom)
+            left = left - torch.outer(left @ atom, atom) / (atom @ atom)
+
+    what = f"TextSpan of a head, 5 of 3,498 texts in R^{D}, n = 5,000, from moments, against samples"
+    compare(benchmark, what, naive, lambda: textspan_from_moments(moments, words, 5, frames), rounds=5, calls=H)
+
+
+def test_somp(benchmark):
+    coordinates, frame, values = head(5000)
+    words, values = texts(), values - values.mean(0)
+    basis, factor = torch.linalg.qr(frame.double().mT)
+    samples = (coordinates - coordinates.mean(0)).double() @ factor.mT
+
+    def naive():
+        residual, picked = values, []
+        for _ in range(5):
+            picked.append((words @ residual.T).abs().sum(1).argmax())
+            atoms = words[torch.stack(picked)]
+            residual = values - torch.linalg.lstsq(atoms.T, values.T).solution.T @ atoms
+
+    what = f"SOMP (l1) of a head, 5 of 3,498 texts in R^{D}, n = 5,000, in isometric coordinates, against samples"
+    compare(benchmark, what, naive, lambda: _simultaneous(samples, basis, words.double(), 5, "l1"), rounds=5)
