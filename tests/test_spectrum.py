@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,15 @@ from sklearn.decomposition import PCA as ReferencePCA
 
 from conftest import FAMILIES, pixels_of
 from residual import trace
-from residual.spectrum import Moments, isometry, pca, pca_from_moments
+from residual.spectrum import (
+    Moments,
+    isometry,
+    pca,
+    pca_from_moments,
+    pca_similarity,
+    principal_angles,
+    spectral_cosine,
+)
 
 
 def samples(n=200, k=6, seed=0, offset=100.0):
@@ -104,3 +114,110 @@ def test_isometric_coordinates_keep_distances():
     coordinates, frame = samples(30, 5, offset=0.0), samples(5, 40, seed=1)[:, :40]
     _, factor = isometry(frame)
     torch.testing.assert_close(distances(coordinates @ factor.mT), distances(coordinates @ frame))
+
+
+def spectral_cosine_by_hand(a, b, wa, wb, weighted):
+    """Eq. 3 and 4, pair by pair."""
+    cosines = (a @ b.T).abs()
+    rows, columns, total = list(range(len(a))), list(range(len(b))), 0.0
+    for _ in range(min(len(a), len(b))):
+        value = lambda p: cosines[p] * (wa[p[0]] * wb[p[1]] if weighted else 1)  # noqa: E731
+        i, j = max(((i, j) for i in rows for j in columns), key=value)
+        total += (cosines[i, j] * wa[i] * wb[j]) ** 2
+        rows.remove(i), columns.remove(j)
+    bound = sum((x * y) ** 2 for x, y in zip(sorted(wa, reverse=True), sorted(wb, reverse=True), strict=False))
+    return float((total / bound) ** 0.5)
+
+
+@st.composite
+def bases(draw):
+    seed, k, m, d = draw(st.tuples(st.integers(0, 9999), st.integers(1, 5), st.integers(1, 5), st.integers(5, 8)))
+    generator = torch.Generator().manual_seed(seed)
+    random = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    rows = [torch.linalg.qr(random(d, size)).Q.T for size in (k, m)]
+    return rows, [random(size).abs().sort(descending=True).values + 1e-3 for size in (k, m)], random(d, d)
+
+
+@settings(max_examples=60, deadline=None)
+@given(bases(), st.sampled_from(["weighted", "cosine"]))
+def test_spectral_cosine_has_the_properties_of_a_similarity(case, choose):
+    (a, b), (wa, wb), other = case
+    value = spectral_cosine(a, b, wa, wb, choose=choose)
+    assert 0 <= value <= 1
+    assert value == pytest.approx(spectral_cosine_by_hand(a, b, wa, wb, choose == "weighted"), abs=1e-9)
+    assert value == pytest.approx(spectral_cosine(b, a, wb, wa, choose=choose), abs=1e-9)
+    assert spectral_cosine(a, a, wa, wa, choose=choose) == pytest.approx(1)
+    rotation = torch.linalg.qr(other).Q
+    assert value == pytest.approx(spectral_cosine(-a @ rotation, 3 * b @ rotation, 2 * wa, wb, choose=choose), abs=1e-9)
+
+
+def test_spectral_cosine_knows_same_and_orthogonal_sets():
+    eye = torch.eye(6)
+    assert spectral_cosine(eye[:3], eye[3:]) == 0
+    assert spectral_cosine(eye[:3], eye[[2, 0, 1]]) == 1
+    assert spectral_cosine(eye[:2], eye[[1, 0]], torch.tensor([3.0, 1]), torch.tensor([3.0, 1])) == pytest.approx(
+        (2 * 9 / (81 + 1)) ** 0.5
+    )
+
+
+def test_the_two_readings_of_eq_3_differ():
+    a, b = torch.eye(2), torch.tensor([[0.6, 0.8], [0.8, -0.6]])
+    weights = torch.tensor([10.0, 1.0])
+    by_weight, by_cosine = (spectral_cosine(a, b, weights, weights, choose=c) for c in ("weighted", "cosine"))
+    assert by_weight == pytest.approx(0.6)
+    assert by_cosine == pytest.approx((2 * 64 / 10001) ** 0.5)
+
+
+def test_of_pairs_that_tie_the_smallest_indices_are_chosen_whichever_set_is_first():
+    a, b = torch.eye(3), torch.tensor([[1.0, 1, 0], [1, -1, 0], [0, 1, 1]])
+    weights = torch.tensor([1.0, 1, 1]), torch.tensor([1.0, 1, 1])
+    first = spectral_cosine(a, b, *weights)
+    assert first == pytest.approx(spectral_cosine(b, a, *weights))
+    assert first == pytest.approx(((0.5 + 0.5 + 0.5) / 3) ** 0.5)  # (0, 0), (1, 1), (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": torch.zeros(2, 3)}, "only zeros"),
+        ({"b": torch.full((2, 3), torch.nan)}, "rows of b hold NaN"),
+        ({"b": torch.eye(4)}, r"R\^3 and in R\^4"),
+        ({"weights_a": torch.tensor([1.0, -1])}, "weights of a must be"),
+        ({"weights_b": torch.tensor([0.0, 0])}, "weights of b must be"),
+        ({"weights_a": torch.ones(3)}, r"\[3\]"),
+        ({"choose": "best"}, "'best'"),
+    ],
+)
+def test_spectral_cosine_refuses_bad_input(change, message):
+    given = {"a": torch.eye(3)[:2], "b": torch.eye(3)[:2]} | change
+    with pytest.raises(ValueError, match=message):
+        spectral_cosine(**given)
+
+
+def test_principal_angles_are_those_between_planes():
+    plane = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    turned = torch.tensor([[2.0, 0, 0], [0, math.cos(0.3), math.sin(0.3)]])
+    torch.testing.assert_close(principal_angles(plane, turned), torch.tensor([0, 0.3]).double(), atol=1e-7, rtol=0)
+
+
+def test_all_heads_at_once_are_heads_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.linspace(2, 0.1, 6)
+    first, second = (
+        pca_from_moments(Moments.of(torch.randn(99, 2, 3, 6, generator=generator) * spread)) for _ in range(2)
+    )
+    found = pca_similarity(first, second)
+    assert found.shape == (2, 3)
+    for index in ((0, 1), (1, 2)):
+        kept = []
+        for own in (first, second):
+            shares = own.explained_variance_ratio[index].tolist()
+            size = next(k for k in range(1, 7) if sum(shares[:k]) >= 0.9)
+            kept.append((own.components[index][:size], own.eigenvalues[index][:size]))
+        (a, wa), (b, wb) = kept
+        assert found[index].item() == pytest.approx(spectral_cosine(a, b, wa, wb))
+    torch.testing.assert_close(pca_similarity(first, first), torch.ones(2, 3).double())
+    still = pca_from_moments(Moments.of(torch.zeros(9, 2, 3, 6)))
+    assert pca_similarity(first, still).eq(0).all()
+    with pytest.raises(ValueError, match="evr must be in"):
+        pca_similarity(first, second, evr=1.5)

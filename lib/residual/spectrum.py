@@ -1,12 +1,14 @@
-"""Moments that merge, and the PCA of units from them."""
+"""Moments that merge, the PCA of units from them, and how alike two spectra are."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
+from scipy.linalg import subspace_angles
 from torch import Tensor
 
 
@@ -110,6 +112,90 @@ def isometry(frame: Float[Tensor, "... k d"]) -> tuple[Float64[Tensor, "... d r"
     Distances and inner products of c @ R.T, in R^r, equal those of the units in R^d.
     """
     return torch.linalg.qr(frame.double().mT)
+
+
+def principal_angles(a: Float[Tensor, "k d"], b: Float[Tensor, "m d"]) -> Float64[Tensor, "r"]:
+    """Angles between the spans of two sets of rows, in radians, the smallest first; SciPy's. Source: Eq. 2."""
+    angles = subspace_angles(a.double().cpu().numpy().T, b.double().cpu().numpy().T)
+    return torch.from_numpy(np.sort(angles))
+
+
+def spectral_cosine(
+    a: Tensor,
+    b: Tensor,
+    weights_a: Tensor | None = None,
+    weights_b: Tensor | None = None,
+    *,
+    choose: str = "weighted",
+) -> float:
+    """Normalised spectral cosine similarity of two sets of directions, from 0 to 1.
+
+    a, b: directions in rows, [k d] and [m d]; their lengths do not matter, nor their signs. weights_a [k], weights_b
+    [m]: not negative, 1 where none are given; the paper's figures use eigenvalues.
+    choose: what pairs are chosen by, one after another: the "weighted" cosine, as in the figures, or
+    the "cosine" alone, as Eq. 3 reads. Of pairs that tie, the one with the smallest sum of indices goes first.
+    Raises ValueError for zero rows, for weights that do not fit, are negative or all zero, for NaN and infinity.
+    Source: Eq. 3 and 4.
+    """
+    sets = []
+    for name, rows, weights in (("a", a, weights_a), ("b", b, weights_b)):
+        rows = torch.as_tensor(rows).double()
+        weights = rows.new_ones(len(rows)) if weights is None else torch.as_tensor(weights).to(rows)
+        if rows.ndim != 2 or weights.shape != rows.shape[:1]:
+            raise ValueError(f"{name} must be [k d] with weights [k], not {list(rows.shape)} and {list(weights.shape)}")
+        lengths = rows.norm(dim=1, keepdim=True)
+        if not (lengths.isfinite().all() and lengths.gt(0).all()):
+            raise ValueError(f"rows of {name} hold NaN, infinity, or only zeros")
+        if not (weights.isfinite().all() and weights.ge(0).all() and weights.sum() > 0):
+            raise ValueError(f"weights of {name} must be finite, not negative and not all zero, not {weights.tolist()}")
+        sets.append((rows / lengths, weights))
+    if sets[0][0].shape[1] != sets[1][0].shape[1]:
+        raise ValueError(f"directions in R^{sets[0][0].shape[1]} and in R^{sets[1][0].shape[1]} cannot be compared")
+    (rows_a, own_a), (rows_b, own_b) = sets
+    return float(_matched(rows_a @ rows_b.mT, own_a, own_b, choose))
+
+
+def pca_similarity(a: PCA, b: PCA, *, evr: float = 0.9, choose: str = "weighted") -> Float[Tensor, "..."]:
+    """Spectral cosine similarity of units on two data sets, all leading axes at once (section 3.3).
+
+    Bases are cut where they explain `evr` of the variance, and weighted with eigenvalues.
+    Zero where a unit does not vary. Raises ValueError for an evr outside (0, 1] and as `spectral_cosine`.
+    """
+    if not 0 < evr <= 1:
+        raise ValueError(f"evr must be in (0, 1], not {evr}")
+    kept = []
+    for own in (a, b):
+        before = own.explained_variance_ratio.cumsum(-1) - own.explained_variance_ratio
+        kept.append(own.eigenvalues.where(before < evr - 1e-12, 0))
+    return _matched(a.components @ b.components.mT.to(a.components), kept[0], kept[1].to(kept[0]), choose)
+
+
+def _matched(cosines: Tensor, weights_a: Tensor, weights_b: Tensor, choose: str) -> Tensor:
+    """Eq. 3 and 4 for cosines [... k m]. Directions of weight zero are left out."""
+    if choose not in ("weighted", "cosine"):
+        raise ValueError(f"choose must be 'weighted' or 'cosine', not {choose!r}")
+    k, m = cosines.shape[-2:]
+    scale_a, scale_b = (w / w.amax(-1, keepdim=True).clamp(min=1e-300) for w in (weights_a, weights_b))
+    products = scale_a[..., :, None] * scale_b[..., None, :]
+    weighted = cosines.abs().clamp(max=1) * products
+    scores = (weighted if choose == "weighted" else cosines.abs()).masked_fill(products == 0, -1).flatten(-2)
+    # Pairs of one sum of indices share no index, so that their order does not matter, nor which set is a.
+    order = (torch.arange(k)[:, None] + torch.arange(m)).flatten().to(cosines.device)
+    total = torch.zeros_like(scores[..., 0])
+    for _ in range(min(k, m)):
+        best = scores.amax(-1, keepdim=True)
+        ties = scores >= best - 1e-12
+        pair = torch.where(ties, order, k + m).argmin(-1, keepdim=True)
+        total = total + (weighted.flatten(-2).gather(-1, pair)[..., 0] * (best[..., 0] >= 0)).square()
+        row, column = pair // m, pair % m
+        taken = (torch.arange(k * m, device=pair.device) // m == row) | (
+            torch.arange(k * m, device=pair.device) % m == column
+        )
+        scores = scores.masked_fill(taken, -1)
+    most = min(k, m)
+    sorted_a, sorted_b = (w.sort(-1, descending=True).values[..., :most] for w in (scale_a, scale_b))
+    bound = (sorted_a * sorted_b).square().sum(-1)
+    return (total / bound.where(bound > 0, 1)).sqrt().clamp(max=1)
 
 
 def _fix_signs(components: Tensor) -> Tensor:
