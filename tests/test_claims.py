@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from residual.claims import hunchback, trend
+from residual.claims import CLAIMS, bootstrap, check, hunchback, trend
 
-ERROR = np.full(7, 0.5)
+SPREAD = np.array([-1, 0, 0, 1.0])[None]  # four heads around each layer's mean, standard error 0.41
 
 
 @pytest.mark.parametrize(
@@ -21,26 +21,58 @@ ERROR = np.full(7, 0.5)
     ],
 )
 def test_a_hunch_has_two_sides(values, verdict):
-    assert hunchback(np.array(values, float), ERROR).verdict == verdict
+    assert CLAIMS["hunched"].verdict(hunchback(np.array(values)[:, None] + SPREAD)) == verdict
 
 
 @pytest.mark.parametrize(
-    ("values", "direction", "verdict"),
+    ("values", "rises", "falls"),
     [
-        ([1, 2, 3, 4, 5, 7, 6], "rises", "supported"),
-        ([1, 2, 3, 4, 5, 7, 6], "falls", "not supported"),
-        ([7, 6, 5, 4, 3, 2, 1], "falls", "supported"),
-        ([3, 3, 3, 3, 3, 3, 3], "rises", "not supported"),
-        ([1, 5, 2, 3, 6, 2, 5], "rises", "inconclusive"),
+        ([1, 2, 3, 4, 5, 7, 6], "supported", "not supported"),
+        ([7, 6, 5, 4, 3, 2, 1], "not supported", "supported"),
+        ([3, 3, 3, 3, 3, 3, 3], "not supported", "not supported"),
+        ([1, 5, 2, 3, 6, 2, 5], "inconclusive", "not supported"),
     ],
 )
-def test_a_trend_has_a_direction(values, direction, verdict):
-    assert trend(np.array(values, float), direction).verdict == verdict
+def test_a_trend_has_a_direction(values, rises, falls):
+    assert CLAIMS["linear-rises"].verdict(trend(np.array(values))) == rises
+    assert CLAIMS["evr1-falls"].verdict(trend(np.array(values))) == falls
+
+
+def test_a_verdict_changes_at_its_bounds():
+    up, down = CLAIMS["order-agrees"], CLAIMS["low-dimensional"]
+    assert [up.verdict(v) for v in (0.9, 0.89, 0.7, 0.69)] == [
+        "supported",
+        "inconclusive",
+        "inconclusive",
+        "not supported",
+    ]
+    assert [down.verdict(v) for v in (0.6, 0.61, 0.8, 0.81)] == [
+        "supported",
+        "inconclusive",
+        "inconclusive",
+        "not supported",
+    ]
+    assert up.verdict(float("nan")) == "inconclusive"
+    row = check("order-agrees", "mini", 0.95, (0.9, 1.0)).iloc[0]
+    assert row.tolist() == ["order-agrees", "mini", 0.95, 0.9, 1.0, "supported"]
+
+
+def test_an_interval_covers_the_true_mean_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for seed in range(60):
+        value, (low, high) = bootstrap(np.mean, generator.normal(size=(6, 8)), seed=seed)
+        assert low <= value <= high
+        hits += low <= 0 <= high
+    assert 48 <= hits <= 60  # 95 % of 60 is 57; percentile intervals of small samples are short
+
+
+def test_an_interval_keeps_heads_in_their_layer():
+    heads = np.arange(5.0)[:, None].repeat(3, 1)
+    assert bootstrap(trend, heads) == (pytest.approx(1), (pytest.approx(1), pytest.approx(1)))
 
 
 def test_claims_refuse_what_they_cannot_judge():
     for values in ([1.0, 2.0], [1.0, np.nan, 2.0]):
         with pytest.raises(ValueError, match="at least 3 layers"):
-            trend(np.array(values), "rises")
-    with pytest.raises(ValueError, match="positive"):
-        hunchback(np.arange(7.0), np.zeros(7))
+            trend(np.array(values))

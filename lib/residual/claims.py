@@ -1,60 +1,177 @@
 """The paper's claims as checks over results.
 
-Each threshold was set before any result was seen, and says why.
+`CLAIMS` holds, for every claim, what is measured, from where on it counts as supported or as not
+supported, and why there. Each was written down before any result of ours was seen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
 from scipy.stats import spearmanr
 
 SUPPORTED, INCONCLUSIVE, NOT_SUPPORTED = "supported", "inconclusive", "not supported"
 Verdict = Literal["supported", "inconclusive", "not supported"]
-CLEAR, FAINT = 2.0, 1.0  # standard errors: about 95 % and 68 % of a normal distribution
-STRONG, WEAK = 0.7, 0.3  # rank correlations: half of the variance of ranks, and less than a tenth
+RESAMPLES = 500
+COLUMNS = ("claim", "model", "statistic", "low", "high", "verdict")
 
 
 @dataclass(frozen=True)
-class Check:
-    statistic: float
-    verdict: Verdict
+class Claim:
+    """says: the paper's claim, in our words. supported, refuted: bounds on the statistic; the claim is
+    supported from the first on, not supported beyond the second, and inconclusive between."""
+
+    section: str
+    says: str
+    statistic: str
+    supported: float
+    refuted: float
+    reason: str
+    page: str  # chapter and label of its figure
+
+    def verdict(self, value: float) -> Verdict:
+        sign = 1 if self.supported > self.refuted else -1
+        if not np.isfinite(value):
+            return INCONCLUSIVE
+        if sign * value >= sign * self.supported:
+            return SUPPORTED
+        return NOT_SUPPORTED if sign * value < sign * self.refuted else INCONCLUSIVE
 
 
-def hunchback(values: np.ndarray, errors: np.ndarray) -> Check:
-    """Whether values rise to a maximum between the first and the last layer, and fall after it.
+_RANKS = "Half of the variance of ranks, and less than a tenth"
+CLAIMS = {
+    "low-dimensional": Claim(
+        "3.1", "Heads have fewer dimensions than the room they have",
+        "largest N of a layer over the head's width",
+        0.6, 0.8, "The largest of the published tables is 0.54", "dimension:fig-dimension-ours",
+    ),
+    "hunched": Claim(
+        "3.1", "The nonlinear dimension rises with depth, and falls again",
+        "smaller of N's rise and fall, in standard errors",
+        2.0, 1.0, "About 95 % and 68 % of a normal distribution", "dimension:fig-dimension-curves",
+    ),
+    "linear-rises": Claim(
+        "3.1", "The linear dimension rises with depth",
+        "Spearman's correlation of L with the layer",
+        0.7, 0.3, _RANKS, "dimension:fig-dimension-curves",
+    ),
+    "ratio-rises": Claim(
+        "3.1", "Heads grow more curved: the ratio rises with depth",
+        "Spearman's correlation of L/N with the layer",
+        0.7, 0.3, _RANKS, "dimension:fig-dimension-curves",
+    ),
+    "evr1-falls": Claim(
+        "3.1", "The first component's share falls with depth",
+        "Spearman's correlation of EVR1 with the layer",
+        -0.7, -0.3, _RANKS, "dimension:fig-dimension-curves",
+    ),
+    "evr1-factor": Claim(
+        "3.1", "The first component's share falls from a half to a tenth",
+        "EVR1 of the first layer over that of the last",
+        3.0, 1.5, "The published encoders fall by 3.9 and more; rounded down, and half of that",
+        "dimension:fig-dimension-ours",
+    ),
+    "textspan-is-somp": Claim(
+        "A.2", "TextSpan is SOMP with another criterion",
+        "share of heads with the same atoms and residual",
+        1.0, 1.0, "It is a theorem: one head that differs refutes it, or the code", "pursuit:tab-pursuit-equal",
+    ),
+    "components-speak": Claim(
+        "3.2", "The first component says what the head says",
+        "mean signed Z of TextSpan and OMP1, less that of mismatched heads",
+        0.5, 0.0, "Half a standard deviation is a medium effect (Cohen); none is none", "semantics:fig-agreement-1",
+    ),
+    "some-heads-only": Claim(
+        "3.2", "In some heads one component tells nearly all, in others it does not",
+        "share of heads whose Z is above 95 % of mismatched pairs (0.05 by chance)",
+        0.15, 0.05, "Three times chance, and chance", "semantics:fig-agreement-1",
+    ),
+    "similarity-falls": Claim(
+        "3.3", "Heads are less alike across data sets with depth",
+        "Spearman's correlation of mean similarity with the layer",
+        -0.7, -0.3, _RANKS, "similarity:fig-similarity",
+    ),
+    "early-alike": Claim(
+        "3.3", "Heads of the first layers are almost the same on all data sets",
+        "mean similarity in the first quarter of layers",
+        0.8, 0.6, "A similarity of 0.8 leaves a third of the squared spectrum unmatched", "similarity:fig-similarity",
+    ),
+    "late-differ": Claim(
+        "3.3", "Heads of the last layers are not",
+        "mean similarity in the first quarter less that in the last",
+        0.2, 0.05, "A fifth of the scale, and the size of the sampling error", "similarity:fig-similarity",
+    ),
+    "order-agrees": Claim(
+        "3.3", "Data sets come in the same order in every encoder",
+        "mean Pearson correlation with the other encoders",
+        0.9, 0.7, "The lowest published correlation is 0.91; half of the variance", "similarity:fig-correlation",
+    ),
+    "few-stand-out": Claim(
+        "3.3", "In late layers a few heads stand out on each data set",
+        "heads of the last quarter, per data set, above the median by over twice the scaled median deviation",
+        1.0, 0.5, "At least one a data set, and one in every other", "similarity:fig-similarity",
+    ),
+}  # fmt: skip
 
-    values, errors: one for each layer, with its standard error. The statistic is the smaller of
-    rise and fall in standard errors: supported above 2, not supported below 1.
+
+def check(claim: str, model: str, value: float, interval: tuple[float, float] = (np.nan, np.nan)) -> pd.DataFrame:
+    """One row of the table of claims, COLUMNS. interval: of 95 %, by bootstrap where there is one."""
+    row = (claim, model, float(value), *interval, CLAIMS[claim].verdict(float(value)))
+    return pd.DataFrame([row], columns=list(COLUMNS))
+
+
+def claim_table(rows: pd.DataFrame) -> Styler:
+    """Rows of `check` as a reader sees them: the claim in words, the interval in brackets."""
+    bounds = zip(rows["low"], rows["high"], strict=True)
+    shown = pd.DataFrame({
+        "model": rows["model"], "claim": [CLAIMS[c].says for c in rows["claim"]],
+        "measured": [CLAIMS[c].statistic for c in rows["claim"]], "value": rows["statistic"].map("{:.2f}".format),
+        "95 %": [f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "" for low, high in bounds],
+        "verdict": rows["verdict"],
+    })  # fmt: skip
+    return shown.style.hide(axis="index")
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], heads: np.ndarray, *, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """A statistic of heads, and its percentile interval of 95 % from drawing each layer's heads anew.
+
+    heads: [l h], or [l h s] with all that belongs to a head in its last axes. Source: Efron (1979).
     """
-    values, errors = _layers(values), _layers(errors)
-    if not (errors > 0).all():
-        raise ValueError(f"standard errors must be positive, not {errors.tolist()}")
+    heads = _depth(heads)
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES):
+        columns = generator.integers(heads.shape[1], size=heads.shape[:2])
+        drawn.append(statistic(heads[np.arange(len(heads))[:, None], columns]))
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return float(statistic(heads)), (float(low), float(high))
+
+
+def hunchback(heads: np.ndarray) -> float:
+    """The smaller of the rise to the maximum and the fall after it, of layer means of [l h], in standard errors."""
+    heads = _depth(heads)
+    values, errors = heads.mean(1), heads.std(1, ddof=1) / heads.shape[1] ** 0.5
     peak = int(values.argmax())
-    rise, fall = ((values[peak] - values[end]) / np.hypot(errors[peak], errors[end]) for end in (0, -1))
-    return Check(float(min(rise, fall)), _verdict(min(rise, fall), CLEAR, FAINT))
+    gaps = [(values[peak] - values[end], np.hypot(errors[peak], errors[end])) for end in (0, -1)]
+    return float(min(gap / error if error > 0 else 0.0 for gap, error in gaps))
 
 
-def trend(values: np.ndarray, direction: Literal["rises", "falls"]) -> Check:
-    """Whether values rise (or fall) with depth. The statistic is Spearman's correlation with the layer.
-
-    Supported at 0.7 in the direction claimed, not supported below 0.3.
-    """
-    values = _layers(values)
-    statistic = 0.0 if np.ptp(values) == 0 else float(spearmanr(range(len(values)), values).statistic)
-    return Check(statistic, _verdict(statistic if direction == "rises" else -statistic, STRONG, WEAK))
+def trend(heads: np.ndarray) -> float:
+    """Spearman's correlation of layer means with depth; heads: [l] or [l h]. Zero where nothing changes."""
+    values = _depth(heads)
+    values = values.reshape(len(values), -1).mean(1)
+    return 0.0 if np.ptp(values) == 0 else float(spearmanr(range(len(values)), values).statistic)
 
 
-def _verdict(statistic: float, clear: float, faint: float) -> Verdict:
-    if statistic >= clear:
-        return SUPPORTED
-    return INCONCLUSIVE if statistic >= faint else NOT_SUPPORTED
-
-
-def _layers(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or len(values) < 3 or not np.isfinite(values).all():
-        raise ValueError(f"a claim about depth needs finite values for at least 3 layers, not {values.tolist()}")
-    return values
+def _depth(heads: np.ndarray) -> np.ndarray:
+    heads = np.asarray(heads, dtype=float)
+    if heads.ndim < 1 or len(heads) < 3 or not np.isfinite(heads).all():
+        raise ValueError(f"a claim about depth needs finite values for at least 3 layers, not {heads.tolist()}")
+    return heads

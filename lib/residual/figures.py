@@ -65,6 +65,78 @@ def dimension_curves(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[Axes]:
     return list(axes.flat)
 
 
+def agreement_grids(table: pd.DataFrame) -> list[Axes]:
+    """Fig. 3 and 8: agreement of two sets of descriptions, layers in columns and heads in rows, for each model.
+
+    table: columns model, layer, head, z.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    size = 0.55 * table["layer"].nunique() + 1, 0.3 * table["head"].nunique() + 0.9
+    size = size[0] * len(models), size[1]
+    _, axes = plt.subplots(1, len(models), figsize=size, squeeze=False, layout="constrained")
+    for ax, model in zip(axes.flat, models, strict=True):
+        grid = table[table["model"] == model].pivot(index="head", columns="layer", values="z")
+        sns.heatmap(grid, annot=True, fmt=".2f", cmap="Blues", vmin=0, vmax=4, cbar=False, ax=ax, annot_kws={"size": 8})
+        ax.set(title=model, xlabel="layer", ylabel="head")
+        ax.tick_params(length=0, rotation=0)
+    return list(axes.flat)
+
+
+def similarity_rows(table: pd.DataFrame) -> list[Axes]:
+    """Fig. 4a and 10-15: data sets in rows by falling mean, all heads in columns by layer, one panel for each model.
+
+    table: columns model, dataset, layer, head, similarity.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    height = 0.2 * table["dataset"].nunique() + 0.7
+    size = 9.5, height * len(models)
+    figure, axes = plt.subplots(len(models), 1, figsize=size, squeeze=False, layout="constrained")
+    for ax, model in zip(axes.flat, models, strict=True):
+        own = table[table["model"] == model]
+        order = own.groupby("dataset")["similarity"].mean().sort_values(ascending=False).index
+        grid = own.pivot(index="dataset", columns=["layer", "head"], values="similarity").loc[order]
+        image = ax.imshow(grid, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        layers = own["layer"].nunique()
+        heads = grid.shape[1] // layers
+        for edge in range(1, layers):
+            ax.axvline(edge * heads - 0.5, color="white", lw=1)
+        ax.set_xticks((np.arange(layers) + 0.5) * heads - 0.5, range(layers))
+        ax.set_yticks(range(len(order)), order)
+        ax.set(title=model)
+        ax.tick_params(length=0, labelsize=8)
+    axes.flat[-1].set_xlabel("layer (its heads side by side)")
+    figure.colorbar(image, ax=axes, label="similarity to the reference set", shrink=0.5, aspect=30)
+    return list(axes.flat)
+
+
+def correlations(matrix: pd.DataFrame) -> Axes:
+    """Fig. 9: a square table of correlations, annotated."""
+    side = 0.75 * len(matrix) + 1.6
+    _, ax = plt.subplots(figsize=(side, 0.75 * side), layout="constrained")
+    sns.heatmap(matrix, annot=True, fmt=".2f", cmap="Blues", vmin=0, vmax=1, cbar=False, ax=ax)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(length=0)
+    ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=30, ha="right")
+    ax.set_yticks(ax.get_yticks(), ax.get_yticklabels(), rotation=0)
+    return ax
+
+
+def sampling_curves(table: pd.DataFrame) -> Axes:
+    """How alike a head is to itself on other images of one data set: by number of images, for early and late layers.
+
+    table: columns images, layers, similarity, low, high (5 % and 95 % of heads).
+    """
+    _, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for index, (name, own) in enumerate(table.groupby("layers", sort=False)):
+        colour = sns.color_palette("colorblind")[index]
+        ax.plot(own["images"], own["similarity"], marker="os^"[index], color=colour, label=name)
+        ax.fill_between(own["images"], own["low"], own["high"], color=colour, alpha=0.2, lw=0)
+    ax.set(xscale="log", xlabel="images in each half", ylabel="similarity of two halves")
+    ax.legend(frameon=False)
+    ax.grid(axis="y", color="#e5e5e5", lw=0.6)
+    return ax
+
+
 def residual_block() -> Axes:
     """Fig. 6: a pre-norm block writes its heads and its MLP into the residual stream."""
     _, ax = plt.subplots(figsize=(9, 3.1), layout="constrained")

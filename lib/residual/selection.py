@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +24,20 @@ def encode_images(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Fl
 
 
 @torch.no_grad()
+def encode_texts(encoder: Encoder, texts: Sequence[str], *, batch: int = 256) -> Float[Tensor, "t d"]:
+    """Normalised encodings of texts. Raises ValueError for an encoder without a text tower."""
+    parts = [encoder.encode_text(texts[start : start + batch]) for start in range(0, len(texts), batch)]
+    return F.normalize(torch.cat(parts).float(), dim=1)
+
+
+@torch.no_grad()
 def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Float[Tensor, "c d"]:
     """One direction for each class: the normalised mean over templates of normalised text encodings.
 
     Raises ValueError for an encoder without a text tower.
     """
     texts = [template.format(name) for name in dataset.classes for template in dataset.templates]
-    parts = [encoder.encode_text(texts[start : start + batch]) for start in range(0, len(texts), batch)]
-    encodings = F.normalize(torch.cat(parts).float(), dim=1).unflatten(0, (-1, len(dataset.templates)))
+    encodings = encode_texts(encoder, texts, batch=batch).unflatten(0, (-1, len(dataset.templates)))
     return F.normalize(encodings.mean(1), dim=1)
 
 
