@@ -87,25 +87,42 @@ def similarity_rows(table: pd.DataFrame) -> list[Axes]:
 
     table: columns model, dataset, layer, head, similarity.
     """
-    models = list(dict.fromkeys(table["model"]))
-    height = 0.2 * table["dataset"].nunique() + 0.7
-    size = 9.5, height * len(models)
-    figure, axes = plt.subplots(len(models), 1, figsize=size, squeeze=False, layout="constrained")
-    for ax, model in zip(axes.flat, models, strict=True):
-        own = table[table["model"] == model]
+    grids = {}
+    for model, own in table.groupby("model", sort=False):
         order = own.groupby("dataset")["similarity"].mean().sort_values(ascending=False).index
-        grid = own.pivot(index="dataset", columns=["layer", "head"], values="similarity").loc[order]
+        grids[model] = own.pivot(index="dataset", columns=["layer", "head"], values="similarity").loc[order]
+    return _head_rows(grids, "similarity to the reference set")
+
+
+def factor_rows(table: pd.DataFrame) -> list[Axes]:
+    """Factors in rows, all heads in columns by layer, one panel for each model.
+
+    table: columns model, factor, layer, head, share.
+    """
+    order = list(dict.fromkeys(table["factor"]))
+    grids = {
+        model: own.pivot(index="factor", columns=["layer", "head"], values="share").loc[order]
+        for model, own in table.groupby("model", sort=False)
+    }
+    return _head_rows(grids, "share of the head's variance")
+
+
+def _head_rows(grids: dict[str, pd.DataFrame], label: str) -> list[Axes]:
+    """Values from 0 to 1, with columns (layer, head)."""
+    size = 9.5, sum(0.2 * len(grid) + 0.7 for grid in grids.values())
+    figure, axes = plt.subplots(len(grids), 1, figsize=size, squeeze=False, layout="constrained")
+    for ax, (model, grid) in zip(axes.flat, grids.items(), strict=True):
         image = ax.imshow(grid, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-        layers = own["layer"].nunique()
-        heads = grid.shape[1] // layers
-        for edge in range(1, layers):
-            ax.axvline(edge * heads - 0.5, color="white", lw=1)
-        ax.set_xticks((np.arange(layers) + 0.5) * heads - 0.5, range(layers))
-        ax.set_yticks(range(len(order)), order)
+        layers = grid.columns.get_level_values("layer")
+        middles = [np.flatnonzero(layers == layer).mean() for layer in layers.unique()]
+        for edge in np.flatnonzero(np.diff(layers)):
+            ax.axvline(edge + 0.5, color="white", lw=1)
+        ax.set_xticks(middles, layers.unique())
+        ax.set_yticks(range(len(grid)), grid.index)
         ax.set(title=model)
         ax.tick_params(length=0, labelsize=8)
     axes.flat[-1].set_xlabel("layer (its heads side by side)")
-    figure.colorbar(image, ax=axes, label="similarity to the reference set", shrink=0.5, aspect=30)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.5, aspect=30)
     return list(axes.flat)
 
 
