@@ -31,6 +31,12 @@ rule publish:
 
 rule chapter:
     input:
+        # The page of claims gathers what the others found.
+        lambda chapter: [
+            f"_build/runs/{PROFILE}/{other}.ipynb"
+            for other in CHAPTERS
+            if chapter.chapter == "claims" and other in ("dimension", "pursuit", "semantics", "similarity")
+        ],
         text="book/{chapter}.md",
         profile=f"profiles/{PROFILE}.yml",
         library=LIBRARY,
@@ -62,4 +68,5 @@ rule book:
         cp {input} {params.site}
         mkdir {params.site}/_static && mv {params.site}/custom.css {params.site}/_static
         {JUPYTER_BOOK} build -n -W --keep-going --quiet {params.site}
+        cp -r _build/results/{PROFILE}/explorer {params.site}/_build/html/explorer
         """

@@ -100,6 +100,14 @@ def save_results(table: pd.DataFrame, profile: str, name: str) -> Path:
     return path
 
 
+def load_results(profile: str, name: str, *, chapter: str) -> pd.DataFrame:
+    """A table that `save_results` of another chapter left. Raises FileNotFoundError that names the chapter to run."""
+    path = project_root() / "_build/results" / profile / f"{name}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; run make chapter CHAPTER={chapter} PROFILE={profile} first, or make book")
+    return pd.read_csv(path)
+
+
 def run_card(**facts: Any) -> pd.DataFrame:
     """What a reader needs to repeat a run: parameters, commit, versions, machine, seconds."""
     commit = subprocess.run(

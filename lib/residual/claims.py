@@ -137,6 +137,18 @@ def claim_table(rows: pd.DataFrame) -> Styler:
     return shown.style.hide(axis="index")
 
 
+def verdict_grid(rows: pd.DataFrame) -> Styler:
+    """Claims in rows and encoders in columns: a sign for the verdict, and the statistic."""
+    signs = {SUPPORTED: "+", INCONCLUSIVE: "?", NOT_SUPPORTED: "-"}
+    cells = rows.assign(cell=[f"{signs[v]} {s:.2f}" for v, s in zip(rows["verdict"], rows["statistic"], strict=True)])
+    grid = cells.pivot(index="claim", columns="model", values="cell").reindex(
+        [claim for claim in CLAIMS if claim in set(rows["claim"])], columns=list(dict.fromkeys(rows["model"]))
+    )
+    grid.index = [f"{CLAIMS[claim].section}: {CLAIMS[claim].says}" for claim in grid.index]
+    colours = {"+": "#cfe3f3", "?": "#eeeeee", "-": "#f6dfc4"}
+    return grid.rename_axis(columns=None).fillna("").style.map(lambda cell: f"background: {colours.get(cell[:1], '')}")
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray], float], heads: np.ndarray, *, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
