@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from conftest import write_config
-from residual.chapters import PARAMETERS, ParameterError, check_parameters, main, project_root
+from residual.chapters import PARAMETERS, ParameterError, check_parameters, load_results, main, project_root
+from residual.claims import CLAIMS
 
 ROOT = project_root()
 CHAPTERS = [
@@ -69,6 +70,19 @@ def test_all_bad_parameters_are_named_at_once():
         check_parameters(split="all", seed=-1)
 
 
+def test_results_of_a_chapter_that_was_not_run_say_which_to_run():
+    with pytest.raises(FileNotFoundError, match="run make chapter CHAPTER=similarity PROFILE=none"):
+        load_results("none", "claims_similarity", chapter="similarity")
+
+
+def test_every_claim_points_to_a_figure_and_is_checked_in_its_chapter():
+    for name, claim in CLAIMS.items():
+        page, label = claim.page.split(":")
+        text = (ROOT / "book" / f"{page}.md").read_text()
+        assert f"name: {label}\n" in text
+        assert f'"{name}"' in text
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_chapters_keep_to_the_style(path):
     notebook = jupytext.read(path)
@@ -109,6 +123,14 @@ def test_the_book_has_every_chapter_with_its_figures(site):
         assert "Traceback" not in html
         assert "glue:text" not in html
         assert "output stderr" not in html
+    for name in ("mini-openclip", "mini-vit"):
+        assert f'href="explorer/{name}/index.html"' in (site / "heads.html").read_text()
+        assert (site / "explorer" / name / "index.html").is_file()
+
+
+def test_images_of_the_book_are_not_empty(site):
+    for path in CHAPTERS:
+        html = (site / f"{path.stem}.html").read_text()
         for image in re.findall(r'<img[^>]*src="(_images/[^"]+)"', html):
             assert (site / image).stat().st_size > 2000
 

@@ -10,6 +10,7 @@ from sklearn.linear_model import OrthogonalMatchingPursuit
 
 from residual import extract
 from residual.pursuit import (
+    agreement,
     filter_dictionary,
     omp,
     omp_heads,
@@ -214,3 +215,14 @@ def test_stored_heads_are_pursued_as_samples_in_output_space(encoder, dataset, t
             assert found.indices.tolist() == somp(samples, own, 3, criterion).indices.tolist()
     with pytest.raises(ValueError, match="component must be from 0"):
         omp_heads(units, words, 2, component=99)
+
+
+def test_agreement_is_in_standard_deviations_of_the_first_set_against_the_dictionary():
+    words = torch.randn(50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first, second = torch.tensor([[0, 1, 2], [3, 4, -1]]), torch.tensor([[5, 6], [7, -1], [0, 1]])
+    scores = agreement(first, second, words)
+    unit = words / words.norm(dim=1, keepdim=True)
+    cosines = unit[[3, 4]] @ unit.T
+    assert scores[1, 1].item() == pytest.approx(((cosines[:, 7].mean() - cosines.mean()) / cosines.std()).item())
+    assert scores.shape == (2, 3)
+    assert scores[0, 2] > scores[0, 0]

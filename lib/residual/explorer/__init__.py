@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import jinja2
 import torch
 from torch import Tensor
-from torchvision.io import encode_jpeg
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from residual.data import Dataset
@@ -60,7 +61,9 @@ def write_explorer(
             low, high = order[:IMAGES], order[-IMAGES:].flip(0)
             sheet = make_grid(dataset.images[torch.cat([low, high])], IMAGES, padding=2, pad_value=255)
             name = f"{label}-{k}.jpg"
-            write_bytes(folder / name, encode_jpeg(sheet, quality=85).numpy().tobytes())
+            picture = io.BytesIO()
+            to_pil_image(sheet).save(picture, "JPEG", quality=85)
+            write_bytes(folder / name, picture.getvalue())
             words = [", ".join(dict.fromkeys(captions[i] for i in ends.tolist())) for ends in (low, high)]
             components.append({
                 "image": name, "width": sheet.shape[2], "height": sheet.shape[1], "share": f"{shares[k]:.0%}",
