@@ -217,6 +217,16 @@ def test_stored_heads_are_pursued_as_samples_in_output_space(encoder, dataset, t
         omp_heads(units, words, 2, component=99)
 
 
+def test_atoms_that_a_filter_leaves_nothing_of_are_not_picked():
+    x, words = problem(11, rank=3)
+    basis = torch.linalg.svd(x, full_matrices=False).Vh
+    words = torch.cat([basis[:1], words @ basis[3:].T @ basis[3:]])  # only the first touches the signal
+    for pursuit in PURSUITS.values():
+        assert pursuit(x, filter_dictionary(words, basis[:3]), 3).indices.tolist() == [0]
+    with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
+        textspan_from_moments(Moments.of(x), words, 2, rank=0)
+
+
 def test_agreement_is_in_standard_deviations_of_the_first_set_against_the_dictionary():
     words = torch.randn(50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     first, second = torch.tensor([[0, 1, 2], [3, 4, -1]]), torch.tensor([[5, 6], [7, -1], [0, 1]])

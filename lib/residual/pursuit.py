@@ -4,7 +4,8 @@ All three pick atoms (rows of the dictionary) one after another, and take what t
 the signal. Their conventions are the same:
 
 - Atoms are used as they are, at their own length. Of atoms that score alike, to 1 part in 10^10, the first is picked.
-- An atom that is zero, or lies in the span of those picked before (a duplicate), is never picked.
+- An atom that is zero, or lies in the span of those picked before (a duplicate), is never picked. One
+  shorter than a millionth of the longest counts as zero: filtering leaves rounding in place of zeros.
 - A pursuit ends before k where nothing is left to explain, or nothing to explain it with. Below a
   millionth of the signal's length, what is left counts as nothing.
 
@@ -101,7 +102,7 @@ def textspan_from_moments(
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     covariance = moments.covariance
-    dictionary = dictionary.double()
+    dictionary = dictionary.to(covariance)
     if frame is None:
         basis = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
     else:
@@ -147,8 +148,9 @@ def omp_heads(
         raise ValueError(f"component must be from 0 to {components.shape[-2] - 1}, not {component}")
     found = []
     for own, variances in zip(components.flatten(0, 1), spectra.eigenvalues.flatten(0, 1), strict=True):
-        words = dictionary if rank is None else filter_dictionary(dictionary, _varying(own, variances, rank))
-        found.append(omp(own[component], words.to(own), k))
+        words = dictionary.to(own)
+        words = words if rank is None else filter_dictionary(words, _varying(own, variances, rank))
+        found.append(omp(own[component], words, k))
     longest = max(len(one.indices) for one in found)
     padded = [_pad(one.indices, one.explained, longest) for one in found]
     return Pursuit(*(torch.stack(part).unflatten(0, components.shape[:2]) for part in zip(*padded, strict=True)))
@@ -170,7 +172,7 @@ def somp_head(
     basis, _ = isometry(units.frames.heads[layer, head])
     samples = units.head_coordinates(layer, head)
     samples = samples - samples.mean(0)
-    words = dictionary.double()
+    words = dictionary.to(samples)
     if rank is not None:
         spectra = units.head_pca()
         words = filter_dictionary(
@@ -189,7 +191,7 @@ def agreement(
     dictionary, over the standard deviation of the latter. The paper shows its magnitude. NaN for an empty set.
     Source: section 3.2.
     """
-    unit = torch.nn.functional.normalize(encodings.double(), dim=1)
+    unit = torch.nn.functional.normalize(encodings.to(textspan.device).double(), dim=1)
     scores = []
     for own in textspan:
         cosines = unit[own[own >= 0]] @ unit.T
@@ -205,6 +207,8 @@ def filter_dictionary(dictionary: Float[Tensor, "t d"], components: Float[Tensor
 
 def _varying(components: Tensor, eigenvalues: Tensor, rank: int) -> Tensor:
     """The leading components; those along which nothing varies, which are arbitrary, are zero."""
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, not {rank}")
     varies = eigenvalues > NOTHING * eigenvalues[..., :1]
     return (components * varies[..., None])[..., :rank, :]
 
@@ -228,7 +232,7 @@ def _simultaneous(samples: Tensor, basis: Tensor, dictionary: Tensor, k: int, cr
     along, onto = atoms.new_empty(len(atoms), 0), atoms.new_empty(len(samples), 0)  # atoms and samples on picked axes
     picked, explained = [], []
     while len(picked) < k:
-        free = left > NOTHING * length
+        free = (left > NOTHING * length) & (length > NOTHING * length.max())
         screened = _score(products, criterion).double().masked_fill(~free, -torch.inf)
         rows = (screened >= screened.max() - margin).logical_and(free).nonzero()[:, 0]
         if len(rows) == 0:
@@ -282,7 +286,7 @@ def _deflate(
     axes = atoms.new_empty(*atoms.shape[:-2], 0, atoms.shape[-1])
     indices, explained = [], []
     while len(indices) < k:
-        free = left > NOTHING * lengths
+        free = (left > NOTHING * lengths) & (lengths > NOTHING * lengths.amax(-1, keepdim=True))
         row = _first_of_best(scores.masked_fill(~free, -1))
         length = left.gather(-1, row[..., None])[..., 0]
         own = atoms.gather(-2, row[..., None, None].expand(*row.shape, 1, atoms.shape[-1]))
