@@ -50,6 +50,16 @@ rule chapter:
         "OMP_NUM_THREADS={threads} {PYTHON} -m residual.chapters {input.text} --profile {input.profile} --out {output}"
 
 
+# The longest chapter first, or the others' core idles while it ends alone.
+use rule chapter as longest_chapter with:
+    output:
+        f"_build/runs/{PROFILE}/{{chapter,zoo}}.ipynb",
+    priority: 1
+
+
+ruleorder: longest_chapter > chapter
+
+
 rule book:
     input:
         chapters=expand(f"_build/runs/{PROFILE}/{{chapter}}.ipynb", chapter=CHAPTERS),

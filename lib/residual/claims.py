@@ -134,19 +134,20 @@ def claim_table(rows: pd.DataFrame) -> Styler:
         "95 %": [f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "" for low, high in bounds],
         "verdict": rows["verdict"],
     })  # fmt: skip
-    return shown.style.hide(axis="index")
+    return shown.style.hide(axis="index").set_properties(**{"white-space": "normal"})
 
 
 def verdict_grid(rows: pd.DataFrame) -> Styler:
-    """Claims in rows and encoders in columns: a sign for the verdict, and the statistic."""
-    signs = {SUPPORTED: "+", INCONCLUSIVE: "?", NOT_SUPPORTED: "-"}
+    """Claims in rows and encoders in columns: the verdict (yes, ? or no), and the statistic."""
+    signs = {SUPPORTED: "yes", INCONCLUSIVE: "?", NOT_SUPPORTED: "no"}
     cells = rows.assign(cell=[f"{signs[v]} {s:.2f}" for v, s in zip(rows["verdict"], rows["statistic"], strict=True)])
     grid = cells.pivot(index="claim", columns="model", values="cell").reindex(
         [claim for claim in CLAIMS if claim in set(rows["claim"])], columns=list(dict.fromkeys(rows["model"]))
     )
     grid.index = [f"{CLAIMS[claim].section}: {CLAIMS[claim].says}" for claim in grid.index]
-    colours = {"+": "#cfe3f3", "?": "#eeeeee", "-": "#f6dfc4"}
-    return grid.rename_axis(columns=None).fillna("").style.map(lambda cell: f"background: {colours.get(cell[:1], '')}")
+    colours = {"yes": "#cfe3f3", "?": "#eeeeee", "no": "#f6dfc4", "": "none"}
+    shown = grid.rename_axis(columns=None).fillna("").style
+    return shown.map(lambda cell: f"background: {colours[cell.partition(' ')[0]]}; color: black")
 
 
 def bootstrap(
