@@ -1,7 +1,8 @@
 """The paper's claims as checks over results.
 
 `CLAIMS` holds, for every claim, what is measured, from where on it counts as supported or as not
-supported, and why there. Each was written down before any result of ours was seen.
+supported, and why there. Each was written down before its results were seen, but for "low-dimensional"
+and "evr1-factor", which came later and take their bounds from the published tables.
 """
 
 from __future__ import annotations
