@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from residual.claims import CLAIMS, bootstrap, check, hunchback, trend
+from residual.claims import CLAIMS, bootstrap, check, claim_table, hunchback, trend, verdict_grid
 
 SPREAD = np.array([-1, 0, 0, 1.0])[None]  # four heads around each layer's mean, standard error 0.41
 
@@ -76,3 +77,14 @@ def test_claims_refuse_what_they_cannot_judge():
     for values in ([1.0, 2.0], [1.0, np.nan, 2.0]):
         with pytest.raises(ValueError, match="at least 3 layers"):
             trend(np.array(values))
+
+
+def test_tables_show_every_row_in_words():
+    rows = pd.concat(
+        [check("hunched", "a", 3.0, (1.0, 4.0)), check("hunched", "b", 0.0), check("order-agrees", "b", 0.8)]
+    )
+    html = claim_table(rows).to_html()
+    assert html.count(CLAIMS["hunched"].says) == 2
+    assert "1.00 to 4.00" in html
+    html = verdict_grid(rows).to_html()
+    assert all(cell in html for cell in ("yes 3.00", "no 0.00", "? 0.80"))

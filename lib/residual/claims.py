@@ -128,6 +128,7 @@ def check(claim: str, model: str, value: float, interval: tuple[float, float] = 
 
 def claim_table(rows: pd.DataFrame) -> Styler:
     """Rows of `check` as a reader sees them: the claim in words, the interval in brackets."""
+    rows = rows.reset_index(drop=True)
     bounds = zip(rows["low"], rows["high"], strict=True)
     shown = pd.DataFrame({
         "model": rows["model"], "claim": [CLAIMS[c].says for c in rows["claim"]],
