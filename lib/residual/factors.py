@@ -66,7 +66,7 @@ def head_factors(units: StoredUnits, levels: dict[str, Int64[Tensor, "n"]]) -> t
     """
     spectra = units.head_pca()
     ratios, shape = spectra.explained_variance_ratio, spectra.eigenvalues.shape
-    scores = torch.stack([_scores(units, layer, head) for layer in range(shape[0]) for head in range(shape[1])], 1)
+    scores = torch.stack([units.head_scores(layer, head) for layer in range(shape[0]) for head in range(shape[1])], 1)
     flat = scores.flatten(1)
     components, heads = [], []
     for factor, own in levels.items():
@@ -107,13 +107,6 @@ def specialisation(shares: pd.DataFrame) -> pd.DataFrame:
         driver = own["factor"].iloc[int(real.argmax())]
         rows.append((layer, head, driver, float(real.max()), 1 - entropy / math.log(len(parts))))
     return pd.DataFrame(rows, columns=["layer", "head", "driver", "share", "index"])
-
-
-def _scores(units: StoredUnits, layer: int, head: int) -> Tensor:
-    """Samples of a head on its principal components [n k]."""
-    samples = units.head_coordinates(layer, head)
-    centred = samples - samples.mean(0)
-    return centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
 
 
 def _bins(values: Tensor, bins: int) -> Tensor:

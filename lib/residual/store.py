@@ -110,6 +110,12 @@ class StoredUnits:
         _, factor = isometry(self.frames.heads[layer, head])
         return self._read("heads", layer, head).double() @ factor.mT
 
+    def head_scores(self, layer: int, head: int) -> Float64[Tensor, "n r"]:
+        """Samples of one head along its principal components, centred, the largest variance first."""
+        samples = self.head_coordinates(layer, head)
+        centred = samples - samples.mean(0)
+        return centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
+
     def block_coordinates(self, block: int) -> Float[Tensor, "n d"]:
         """Samples of X0 (block 0) or of the MLP of layer block - 1, in output space."""
         return self._read("blocks", block)

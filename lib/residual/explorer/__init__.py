@@ -47,14 +47,11 @@ def write_explorer(
     if encodings is not None:
         found = textspan_heads(units, encodings, descriptions, rank=units.frames.heads.shape[2] - 2)
         said = [[texts[i] for i in row if i >= 0] for row in found.indices.flatten(0, 1).tolist()]
-    captions = dataset.captions()
+    captions, ratios = dataset.captions(), units.head_pca().explained_variance_ratio
     heads = []
     for index, label in enumerate(labels):
-        samples = units.head_coordinates(*divmod(index, shape[1]))
-        centred = samples - samples.mean(0)
-        variances, axes = torch.linalg.eigh(centred.T @ centred)
-        shares = (variances / variances.sum().clamp(min=torch.finfo(torch.float64).tiny)).flip(0).clamp(min=0)
-        scores = centred @ axes.flip(1)[:, :COMPONENTS]
+        at = divmod(index, shape[1])
+        shares, scores = ratios[at], units.head_scores(*at)[:, :COMPONENTS]
         components = []
         for k in range(scores.shape[1]):
             order = scores[:, k].argsort()
