@@ -16,6 +16,7 @@ from residual.pursuit import (
     omp_heads,
     somp,
     somp_head,
+    somp_heads,
     textspan,
     textspan_from_moments,
     textspan_heads,
@@ -201,6 +202,7 @@ def test_stored_heads_are_pursued_as_samples_in_output_space(encoder, dataset, t
     spectra = units.head_pca()
     assert spans.indices.shape == (encoder.layers, encoder.heads, 3 if rank else 4)
     assert first.indices.tolist() != second.indices.tolist()
+    together = {criterion: somp_heads(units, words, 3, criterion, rank) for criterion in CRITERIA}
     for layer, head in ((0, 1), (2, 3)):
         basis = torch.linalg.qr(units.frames.heads[layer, head].double().mT).Q
         samples = units.head_coordinates(layer, head) @ basis.mT
@@ -212,6 +214,7 @@ def test_stored_heads_are_pursued_as_samples_in_output_space(encoder, dataset, t
         assert first.indices[layer, head].tolist()[:2] == omp(components[0], own, 4).indices.tolist()[:2]
         for criterion in CRITERIA:
             found = somp_head(units, layer, head, words, 3, criterion, rank)
+            assert together[criterion].indices[layer, head].tolist() == found.indices.tolist()
             assert found.indices.tolist() == somp(samples, own, 3, criterion).indices.tolist()
     with pytest.raises(ValueError, match="component must be from 0"):
         omp_heads(units, words, 2, component=99)

@@ -117,6 +117,21 @@ CLAIMS = {
         "heads of the last quarter, per data set, above the median by over twice the scaled median deviation",
         1.0, 0.5, "At least one a data set, and one in every other", "similarity:fig-similarity",
     ),
+    "shared-first": Claim(
+        "3.3", "Data sets that share classes with the reference come first",
+        "share of pairs in which a set with the reference's classes is above one without",
+        0.9, 0.7, "One pair in ten may be wrong; chance is a half", "similarity:tab-order",
+    ),
+    "pair-alike": Claim(
+        "3.3", "Data sets of one structure and content have the same profile across heads",
+        "Pearson correlation, over heads, of the similarities of the sets in the roles of CIFAR-10 and CIFAR-100",
+        0.9, 0.7, "The paper calls them almost identical; half of the variance", "similarity:fig-similarity",
+    ),
+    "written-numbers": Claim(
+        "3.3", "Sets of written numbers share a head that stands out",
+        "heads of the last quarter that stand out both on the set in the role of MNIST and of SVHN",
+        1.0, 1.0, "There is one, or there is not", "similarity:fig-similarity",
+    ),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -133,9 +134,7 @@ def textspan_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int,
     for layer, frame in enumerate(units.frames.heads):
         own = Moments(units.heads.count, units.heads.mean[layer], units.heads.scatter[layer])
         layers.append(textspan_from_moments(own, dictionary, k, frame, rank))
-    longest = max(found.indices.shape[-1] for found in layers)
-    padded = [_pad(found.indices, found.explained, longest) for found in layers]
-    return Pursuit(*(torch.stack(part) for part in zip(*padded, strict=True)))
+    return _stack(layers)
 
 
 def omp_heads(
@@ -151,9 +150,7 @@ def omp_heads(
         words = dictionary.to(own)
         words = words if rank is None else filter_dictionary(words, _varying(own, variances, rank))
         found.append(omp(own[component], words, k))
-    longest = max(len(one.indices) for one in found)
-    padded = [_pad(one.indices, one.explained, longest) for one in found]
-    return Pursuit(*(torch.stack(part).unflatten(0, components.shape[:2]) for part in zip(*padded, strict=True)))
+    return _stack(found, components.shape[:2])
 
 
 def somp_head(
@@ -180,6 +177,17 @@ def somp_head(
         )
     _check(samples, words @ basis, k)
     return Pursuit(*_simultaneous(samples, basis, words, k, criterion))
+
+
+def somp_heads(
+    units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, criterion: str = "l1", rank: int | None = None
+) -> Pursuit:
+    """`somp_head` of every head: indices [l h k]."""
+    grid = units.frames.heads.shape[:2]
+    found = [
+        somp_head(units, layer, head, dictionary, k, criterion, rank) for layer, head in product(*map(range, grid))
+    ]
+    return _stack(found, grid)
 
 
 def agreement(
@@ -317,6 +325,15 @@ def _deflate(
 def _first_of_best(scores: Tensor) -> Tensor:
     best = scores.max(-1, keepdim=True).values
     return (scores >= best - TIE * best.abs()).int().argmax(-1)
+
+
+def _stack(found: list[Pursuit], shape: tuple[int, ...] | None = None) -> Pursuit:
+    """Of equal shape but for k; where some end early, the others' k stands and NONE fills up."""
+    longest = max(one.indices.shape[-1] for one in found)
+    parts = zip(*(_pad(one.indices, one.explained, longest) for one in found), strict=True)
+    indices, explained = (torch.stack(part) for part in parts)
+    shape = shape or indices.shape[:1]
+    return Pursuit(indices.unflatten(0, shape), explained.unflatten(0, shape))
 
 
 def _pad(indices: Tensor, explained: Tensor, k: int) -> tuple[Tensor, Tensor]:
