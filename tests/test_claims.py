@@ -54,6 +54,8 @@ def test_a_verdict_changes_at_its_bounds():
         "not supported",
     ]
     assert up.verdict(float("nan")) == "inconclusive"
+    same = CLAIMS["textspan-is-somp"]
+    assert [same.verdict(v) for v in (1.0, 0.99)] == ["supported", "not supported"]
     row = check("order-agrees", "mini", 0.95, (0.9, 1.0)).iloc[0]
     assert row.tolist() == ["order-agrees", "mini", 0.95, 0.9, 1.0, "supported"]
 

@@ -36,7 +36,7 @@ class Claim:
     page: str  # chapter and label of its figure
 
     def verdict(self, value: float) -> Verdict:
-        sign = 1 if self.supported > self.refuted else -1
+        sign = -1 if self.supported < self.refuted else 1  # where they are equal, more is better
         if not np.isfinite(value):
             return INCONCLUSIVE
         if sign * value >= sign * self.supported:
