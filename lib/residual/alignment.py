@@ -1,16 +1,176 @@
-"""Aligning image encodings with class encodings by training a little on top of a frozen encoder."""
+"""Aligning image encodings with class encodings by training a little on top of a frozen encoder.
+
+All but full fine-tuning trains on stored coordinates: the encoder sees each image once, and a step is two
+products with the fixed components. The loop is ours because a step takes a millisecond or less, of which a
+trainer's bookkeeping would be most.
+"""
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from safetensors import SafetensorError, safe_open
 from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-EPOCHS, PATIENCE, BATCH, RATE = 30, 5, 64, 1e-2
+from residual.encoders import Encoder
+from residual.extraction import pixels_for
+from residual.store import StoredUnits, write_bytes, write_tensors
+from residual.towers import read_tower
+from residual.units import Units, frames, trace, unit_labels
+
+EPOCHS, PATIENCE, BATCH = 30, 5, 64
+RATES = (1e-6, 1.0)  # between which the finder looks, in STEPS steps
+STEPS, PROBE = 100, 128
+WARMUP = 20
+CUT = 0.9  # of the variance, for RD*
+Kind = Literal["RD", "RD*", "RD_Y", "O"]
+KINDS: tuple[Kind, ...] = ("RD", "RD*", "RD_Y", "O")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Principal components and means of units on a reference set: what ResiDual scales (Eq. 6 and 7).
+
+    components: of all units, one below the other; `unit` tells whose each is, an index into `labels`.
+    kind: "RD" all heads and MLPs, X0 added unchanged; "RD*" heads alone, components for 90 % of the
+    variance, all else dropped; "RD_Y" the output; "O" heads alone, one scale for each, means kept.
+    """
+
+    kind: Kind
+    components: Float[Tensor, "k d"]
+    unit: Int64[Tensor, "k"]
+    means: Float[Tensor, "u d"]
+    labels: tuple[str, ...]
+    variances: Float[Tensor, "k"]  # on the reference set
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Columns of `coordinates`: one for each component, and for RD the d of X0."""
+        return len(self.components) + (self.components.shape[1] if self.kind == "RD" else 0)
+
+    @property
+    def scales(self) -> int:
+        """Trainable parameters of ResiDual."""
+        return len(self.labels) if self.kind == "O" else len(self.components)
+
+
+def reference_bases(reference: StoredUnits, kind: Kind = "RD") -> Bases:
+    """Bases from the moments of a reference set.
+
+    A head has min(dh, d) components, as the paper counts them: of its dh + 2 coordinates the two
+    directions with the least variance are left out (for "O", none is). Raises ValueError for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {list(KINDS)}, not {kind!r}")
+    manifest = reference.manifest
+    names = unit_labels(manifest.layers, manifest.heads)
+    parts: list[tuple[str, Tensor, Tensor, Tensor]] = []  # label, components, variances, mean
+    if kind == "RD_Y":
+        output = reference.output_pca()
+        parts.append(("Y", output.components, output.eigenvalues, output.mean))
+    else:
+        heads = reference.head_pca()
+        most = heads.components.shape[-2] - (0 if kind == "O" else 2)
+        for layer, head in product(range(manifest.layers), range(manifest.heads)):
+            variances = heads.eigenvalues[layer, head, :most]
+            if kind == "RD*":
+                share = heads.explained_variance_ratio[layer, head, :most].cumsum(0)
+                variances = variances[: int((share < CUT - 1e-12).sum()) + 1]
+            components = heads.components[layer, head, : len(variances)]
+            parts.append((f"L{layer}.H{head}", components, variances, heads.mean[layer, head]))
+    if kind == "RD":
+        blocks = reference.block_pca()
+        for layer in range(manifest.layers):
+            own = blocks.components[layer + 1], blocks.eigenvalues[layer + 1], blocks.mean[layer + 1]
+            parts.append((f"L{layer}.MLP", *own))
+    labels = tuple(label for label, *_ in parts)
+    assert set(labels) <= {*names, "Y"}
+    unit = torch.cat([torch.full((len(c),), i) for i, (_, c, _, _) in enumerate(parts)])
+    facts = manifest.model_dump(include={"encoder", "weights_hash", "dataset", "split", "dataset_hash", "count"})
+    return Bases(
+        kind,
+        torch.cat([c for _, c, _, _ in parts]).float(),
+        unit,
+        torch.stack([mean for *_, mean in parts]).float(),
+        labels,
+        torch.cat([v for _, _, v, _ in parts]).float(),
+        {name: str(value) for name, value in facts.items()},
+    )
+
+
+def coordinates(units: StoredUnits, bases: Bases, path: Path | str | None = None) -> Tensor:
+    """Every image along the components of its units [n k], less the reference mean, for `ResiDual.forward`.
+
+    For "RD", X0 follows in d columns more. In single precision in memory, or with `path` in half
+    precision in a file of that name (.npy) that is mapped into memory, and made shard by shard if it is
+    not there. Raises ValueError if units and bases are of different encoders.
+    """
+    if units.manifest.weights_hash != bases.provenance["weights_hash"]:
+        raise ValueError(
+            f"units are of {units.manifest.encoder}, bases of {bases.provenance['encoder']}: their weights differ"
+        )
+    shape = (units.manifest.count, bases.width)
+    if path is None:
+        made = torch.empty(shape)
+        _fill(units, bases, made)
+        return made
+    path = Path(path)
+    if not path.is_file():
+        partial = path.with_name(path.name + ".partial")
+        mapped = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+        _fill(units, bases, torch.from_numpy(mapped))
+        mapped.flush()
+        partial.replace(path)
+    mapped = np.load(path, mmap_mode="c", allow_pickle=False)
+    if mapped.shape != shape or mapped.dtype != np.float16:
+        raise ValueError(f"{path} holds {mapped.dtype} {list(mapped.shape)}, not float16 {list(shape)}; delete it")
+    return torch.from_numpy(mapped)
+
+
+def _fill(units: StoredUnits, bases: Bases, made: Tensor) -> None:
+    components = {label: bases.components[bases.unit == i].double() for i, label in enumerate(bases.labels)}
+    means = dict(zip(bases.labels, bases.means.double(), strict=True))
+    start = 0
+    for shard in units.shards():
+        stop, column = start + len(shard["outputs"]), 0
+        for label, own in components.items():
+            target = made[start:stop, column : column + len(own)]
+            target.copy_(_along(shard, units, label, own, means[label]))
+            if not target.isfinite().all():
+                raise ValueError(f"coordinates of {label} overflow {made.dtype}")
+            column += len(own)
+        if bases.kind == "RD":
+            made[start:stop, column:].copy_(shard["blocks"][0])
+        start = stop
+
+
+def _along(shard: dict[str, Tensor], units: StoredUnits, label: str, components: Tensor, mean: Tensor) -> Tensor:
+    """One unit's samples along its components, in double precision, in which a large constant cancels."""
+    if label == "Y":
+        return (shard["outputs"].double() - mean) @ components.T
+    layer, part = label[1:].split(".")
+    if part == "MLP":
+        return (shard["blocks"][int(layer) + 1].double() - mean) @ components.T
+    at = int(layer), int(part[1:])
+    frame, constant = units.frames.heads[at].double(), units.frames.heads_constant.double()
+    return shard["heads"][at].double() @ (frame @ components.T) + (constant - mean) @ components.T
 
 
 class LinearAligner(nn.Linear):
@@ -22,39 +182,338 @@ class LinearAligner(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class ResiDual(nn.Module):
+    """Scales every principal component of every residual unit (Eq. 6 and 7); all scales are 1 at first.
+
+    As in Eq. 6 the means that were taken off are not added back. Source: section 4.2; for "O", section 4.1.
+    """
+
+    def __init__(self, bases: Bases) -> None:
+        super().__init__()
+        self.bases = bases
+        self.scales = nn.Parameter(torch.ones(bases.scales))
+        self.register_buffer("components", bases.components, persistent=False)
+        tied = bases.kind == "O"
+        self.register_buffer("unit", bases.unit if tied else None, persistent=False)
+        self.register_buffer("means", bases.means if tied else None, persistent=False)
+
+    def forward(self, coordinates: Float[Tensor, "n w"]) -> Float[Tensor, "n d"]:
+        """The transformed output, from what `coordinates` gives."""
+        count = len(self.components)
+        scales = self.scales if self.unit is None else self.scales[self.unit]
+        output = (coordinates[:, :count] * scales) @ self.components
+        if self.means is not None:
+            output = output + self.scales @ self.means
+        return output if self.bases.kind != "RD" else output + coordinates[:, count:]
+
+    def attach(self, encoder: Encoder) -> AlignedEncoder:
+        """An encoder whose `encode_image` gives the transformed output.
+
+        It traces: scales act on what units add to the output directly, and later layers must
+        read the residual stream as it was, so they cannot be folded into the weights.
+        Raises ValueError for an encoder with other weights than the bases'.
+        """
+        if encoder.weights_hash() != self.bases.provenance["weights_hash"]:
+            raise ValueError(f"{encoder.name} has other weights than {self.bases.provenance['encoder']}, its bases'")
+        fields = {name: getattr(encoder, name) for name in encoder.__dataclass_fields__}
+        return AlignedEncoder(**fields, transform=_Transform(self, encoder))
+
+    def save(self, path: Path | str, **facts: str) -> None:
+        """Scales, bases and provenance as safetensors. facts: what else to remember, such as the task."""
+        tensors = {"scales": self.scales.detach()}
+        tensors |= {name: getattr(self.bases, name) for name in ("components", "unit", "means", "variances")}
+        about = {"kind": self.bases.kind, "labels": json.dumps(self.bases.labels)}
+        about["provenance"] = json.dumps(self.bases.provenance | facts)
+        write_tensors(Path(path), {name: value.cpu().contiguous() for name, value in tensors.items()}, about)
+
+    @staticmethod
+    def load(path: Path | str) -> ResiDual:
+        """What `save` wrote. Raises ValueError for another or a damaged file."""
+        try:
+            with safe_open(path, "pt") as file:
+                about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            scales = tensors.pop("scales")
+            bases = Bases(
+                kind=about["kind"], labels=tuple(json.loads(about["labels"])),
+                provenance=json.loads(about["provenance"]), **tensors,
+            )  # fmt: skip
+            adapter = ResiDual(bases)
+            adapter.load_state_dict({"scales": scales})
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is no ResiDual, or damaged: {error}") from error
+        return adapter
+
+
+class _Transform:
+    """ResiDual folded with an encoder's frames: a matrix for all heads, and one for each MLP."""
+
+    @torch.no_grad()
+    def __init__(self, adapter: ResiDual, encoder: Encoder) -> None:
+        bases, own = adapter.bases, frames(encoder)
+        device, self.kind = encoder.device, bases.kind
+        scales = adapter.scales.detach().double().to(device)
+        scales = scales[bases.unit.to(device)] if bases.kind == "O" else scales
+        components, unit = bases.components.double().to(device), bases.unit.to(device)
+        means = bases.means.double().to(device)
+        constant, heads, blocks = means.new_zeros(means.shape[1]), [], []
+        for index, label in enumerate(bases.labels):
+            rows = unit == index
+            down, up = components[rows].T, components[rows] * scales[rows, None]
+            if label.partition(".")[2].startswith("H"):
+                layer, _, head = label[1:].partition(".H")
+                frame = own.heads[int(layer), int(head)].double()
+                offset = own.heads_constant.double()
+                constant += (offset if bases.kind == "O" else offset - means[index]) @ down @ up
+                heads.append((frame @ down) @ up)
+            else:
+                constant -= means[index] @ down @ up
+                blocks.append(down @ up)
+        self.constant = constant.to(own.heads)
+        self.heads = torch.cat(heads).to(own.heads) if heads else None
+        self.blocks = torch.stack(blocks).to(own.heads) if blocks else None
+
+    def __call__(self, units: Units) -> Float[Tensor, "n d"]:
+        if self.kind == "RD_Y":
+            return units.output @ self.blocks[0] + self.constant
+        output = units.coordinates.flatten(1) @ self.heads + self.constant
+        if self.kind != "RD":
+            return output
+        return output + units.blocks[:, 0] + units.blocks[:, 1:].flatten(1) @ self.blocks.flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedEncoder(Encoder):
+    """An encoder with a ResiDual on its units. Traced, it is the encoder that it was."""
+
+    transform: _Transform
+
+    def encode_image(self, pixels: Tensor) -> Float[Tensor, "n d"]:
+        """Transformed outputs, not normalised. pixels: as `check_pixels` takes them."""
+        return self.transform(trace(self, pixels)).to(self.dtype)
+
+
+class FineTuned(nn.Module):
+    """A copy of an encoder whose vision tower, projection included, is trained; its text tower is not.
+
+    Takes uint8 images [n 3 h w]. `.encoder` is the encoder that results.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(encoder.model).requires_grad_(False)
+        self.encoder = replace(encoder, model=self.model, tower=read_tower(self.model, encoder.name))
+        own = self.encoder.tower
+        for parameter in (*own.root.parameters(), *own.projection()):
+            if isinstance(parameter, nn.Parameter):
+                parameter.requires_grad_(True)
+
+    def forward(self, images: Tensor) -> Float[Tensor, "n d"]:
+        return self.encoder.encode_image(pixels_for(self.encoder, images))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training went. rate: learning rate. accuracies: on the validation split, after each epoch."""
+
+    rate: float
+    accuracies: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """The best, whose parameters were restored."""
+        return max(self.accuracies)
+
+
 def fit(
     aligner: nn.Module,
-    train: tuple[Float[Tensor, "n d"], Int64[Tensor, "n"]],
-    validation: tuple[Float[Tensor, "m d"], Int64[Tensor, "m"]],
+    train: tuple[Tensor, Int64[Tensor, "n"]],
+    validation: tuple[Tensor, Int64[Tensor, "m"]],
+    classes: Float[Tensor, "c d"],
+    *,
+    scale: float = 100.0,
+    rate: float | None = None,
+    seed: int = 0,
+    checkpoint: Path | str | None = None,
+    progress: bool = False,
+) -> Fit:
+    """Train an aligner by the cross-entropy of scaled cosines with frozen class encodings (section 4.2).
+
+    train, validation: what the aligner takes (outputs, coordinates, images), and labels, on any device.
+    scale: of the cosines, the encoder's own. rate: by default `find_rate` finds it.
+    AdamW-ScheduleFree in batches of 64, at most 30 epochs; ends after 5 without a better
+    accuracy on the validation split, and restores the best.
+    checkpoint: a file that is written after each epoch, and from which a run that was stopped goes on.
+    Raises ValueError for a single class, a class without a training image, and labels out of range.
+    """
+    _check_labels(train, validation, classes)
+    device = next(aligner.parameters()).device
+    task = _Task(train, classes.to(device), scale, device)
+    state = _resume(checkpoint, key := _key(aligner, task, validation[1], rate, seed))
+    rate = state["rate"] if state else rate or find_rate(aligner, train, classes, scale=scale, seed=seed)
+    trained = [p for p in aligner.parameters() if p.requires_grad]
+    optimizer = AdamWScheduleFree(trained, lr=rate, warmup_steps=WARMUP)
+    generator = torch.Generator().manual_seed(seed)
+    accuracies: list[float] = []
+    best: dict[str, Tensor] = {}
+    if state:
+        _load(aligner, state["now"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        accuracies, best = state["accuracies"], state["best"]
+    with tqdm(total=EPOCHS, initial=len(accuracies), unit="epoch", disable=not progress, leave=False) as bar:
+        while len(accuracies) < EPOCHS and not _stalled(accuracies):
+            optimizer.train()
+            for loss in task.epoch(aligner, generator):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            optimizer.eval()
+            accuracies.append(task.accuracy(aligner, *validation))
+            if accuracies[-1] > max(accuracies[:-1], default=-1.0):
+                best = _trainable(aligner)
+            if checkpoint is not None:
+                _keep(checkpoint, {
+                    "key": key, "rate": rate, "accuracies": accuracies, "best": best, "now": _trainable(aligner),
+                    "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
+                })  # fmt: skip
+            bar.update()
+            bar.set_postfix(accuracy=max(accuracies))
+    _load(aligner, best)
+    return Fit(rate, tuple(accuracies))
+
+
+def find_rate(
+    aligner: nn.Module,
+    train: tuple[Tensor, Int64[Tensor, "n"]],
     classes: Float[Tensor, "c d"],
     *,
     scale: float = 100.0,
     seed: int = 0,
 ) -> float:
-    """Train an aligner by the cross-entropy of scaled cosines with frozen class encodings (section 4.2).
+    """The learning rate at which the loss falls fastest, while the rate grows step by step.
 
-    train, validation: encodings and labels. AdamW-ScheduleFree, at most 30 epochs; ends after 5
-    without a better accuracy on the validation split, and restores the best.
-    Returns the best validation accuracy.
+    100 steps from 1e-6 to 1, after which the aligner is as it was; the search ends where the loss is four times
+    the least. The loss is that of 128 images, always the same: with that of each step's batch, as Lightning has it,
+    the noise of the batches at rates that change nothing is often the steepest fall. Source: Smith (2017).
+    Raises ValueError where the loss is not finite.
     """
-    optimizer = AdamWScheduleFree(aligner.parameters(), lr=RATE, warmup_steps=20)
+    before = _trainable(aligner)
+    device = next(aligner.parameters()).device
+    task = _Task(train, classes.to(device), scale, device)
+    optimizer = AdamWScheduleFree([p for p in aligner.parameters() if p.requires_grad], lr=RATES[0])
+    optimizer.train()
     generator = torch.Generator().manual_seed(seed)
-    best, kept, since = -1.0, {}, 0
-    inputs, labels = train
-    for _ in range(EPOCHS):
-        optimizer.train()
-        for rows in torch.randperm(len(inputs), generator=generator).split(BATCH):
-            loss = F.cross_entropy(scale * F.normalize(aligner(inputs[rows]), dim=1) @ classes.T, labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        optimizer.eval()
+    probe = torch.randperm(len(train[0]), generator=generator)[:PROBE]
+    rates = np.geomspace(*RATES, STEPS)
+    losses: list[float] = []
+    batches = (loss for _ in range(STEPS) for loss in task.epoch(aligner, generator))
+    for rate, loss in zip(rates, batches, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = float(rate)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
         with torch.no_grad():
-            hits = (aligner(validation[0]) @ classes.T).argmax(1) == validation[1]
-        accuracy, since = hits.double().mean().item(), since + 1
-        if accuracy > best:
-            best, kept, since = accuracy, copy.deepcopy(aligner.state_dict()), 0
-        if since == PATIENCE:
+            losses.append(task.loss(aligner, probe).item())
+        if not losses[-1] <= 4 * min(losses):
             break
-    aligner.load_state_dict(kept)
-    return best
+    _load(aligner, before)
+    if len(losses) < 3 or not np.isfinite(losses[:-1]).all():
+        raise ValueError(f"the loss is not finite, or grows from the first steps on: {losses[:3]}; look at the inputs")
+    return float(rates[int(np.gradient(losses[:-1]).argmin())])
+
+
+@dataclass(frozen=True)
+class _Task:
+    train: tuple[Tensor, Tensor]
+    classes: Tensor
+    scale: float
+    device: torch.device
+
+    def epoch(self, aligner: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
+        """The loss of every batch of an epoch in random order."""
+        for rows in torch.randperm(len(self.train[0]), generator=generator).split(BATCH):
+            yield self.loss(aligner, rows)
+
+    def loss(self, aligner: nn.Module, rows: Tensor) -> Tensor:
+        inputs, labels = self.train
+        logits = self.scale * F.normalize(aligner(self._take(inputs, rows)), dim=1) @ self.classes.T
+        return F.cross_entropy(logits, labels[rows.to(labels.device)].to(self.device))
+
+    @torch.no_grad()
+    def accuracy(self, aligner: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+        hits = 0
+        for rows in torch.arange(len(inputs)).split(4 * BATCH):
+            best = (aligner(self._take(inputs, rows)) @ self.classes.T).argmax(1)
+            hits += int((best == labels[rows.to(labels.device)].to(self.device)).sum())
+        return hits / len(inputs)
+
+    def _take(self, inputs: Tensor, rows: Tensor) -> Tensor:
+        own = inputs[rows.to(inputs.device)].to(self.device)
+        return own.to(self.classes.dtype) if own.is_floating_point() else own
+
+
+def _check_labels(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], classes: Tensor) -> None:
+    count = len(classes)
+    if count < 2:
+        raise ValueError(f"{count} class: there is nothing to tell apart; give the task at least two")
+    for name, (inputs, labels) in (("training", train), ("validation", validation)):
+        if len(inputs) != len(labels) or len(labels) == 0:
+            raise ValueError(f"{len(inputs)} {name} images and {len(labels)} labels")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= count:
+            raise ValueError(f"{name} labels run from {low} to {high}, but {count} classes ask for 0 to {count - 1}")
+    if empty := sorted(set(range(count)) - set(train[1].tolist())):
+        shown = f"{empty[:10]}{' ...' if len(empty) > 10 else ''}"
+        raise ValueError(f"no training image of classes {shown}; take more images, or leave these classes out")
+
+
+def _stalled(accuracies: list[float]) -> bool:
+    return len(accuracies) > PATIENCE and max(accuracies[-PATIENCE:]) <= max(accuracies[:-PATIENCE])
+
+
+def _trainable(aligner: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in aligner.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
+    named = dict(aligner.named_parameters())
+    for name, value in state.items():
+        named[name].copy_(value)
+
+
+def _key(aligner: nn.Module, task: _Task, labels: Tensor, rate: float | None, seed: int) -> str:
+    """Changes with all that a training depends on; of its inputs, with their first rows."""
+    digest = hashlib.sha256(repr((type(aligner).__name__, task.scale, rate, seed, len(task.train[0]))).encode())
+    for value in (task.train[0][:BATCH], task.train[1], labels, task.classes, *_trainable(aligner).values()):
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _keep(path: Path | str, state: dict[str, object]) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def _resume(path: Path | str | None, key: str) -> dict[str, object] | None:
+    """What a stopped run of the same training left; None where there is nothing to go on from."""
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        own = state["key"]
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        log.warning("%s is damaged (%s); training anew", path, error)
+        return None
+    if own != key:
+        raise ValueError(f"{path} holds another training; move it away, or give another checkpoint")
+    return state
+
+
+def parameter_count(aligner: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in aligner.parameters() if p.requires_grad)

@@ -19,9 +19,13 @@ import papermill
 import torch
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from torch import Tensor
 
-from residual.data import SPLITS, loadable_names, task_names
+from residual.data import SPLITS, Dataset, load_dataset, loadable_names, split_task, task_names
+from residual.encoders import Encoder as LoadedEncoder
+from residual.extraction import extract
 from residual.sources import check_name
+from residual.store import StoredUnits
 
 STARTED = time.monotonic()
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers", "scikit-learn", "numpy")
@@ -52,6 +56,8 @@ PARAMETERS: dict[str, Any] = {
     "images": Annotated[int, Field(ge=100)],  # a quarter of them must do for TwoNN
     "batch": Annotated[int, Field(ge=1)],
     "seed": Annotated[int, Field(ge=0)],
+    "seeds": Annotated[int, Field(ge=1)],  # how many
+    "finetune": list[Annotated[str, StringConstraints(pattern=r"^\S+ on \S+$")]],  # "encoder on task"
     "device": Annotated[str, AfterValidator(_device)],
 }
 
@@ -106,6 +112,27 @@ def load_results(profile: str, name: str, *, chapter: str) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run make chapter CHAPTER={chapter} PROFILE={profile} first, or make book")
     return pd.read_csv(path)
+
+
+def stored(encoder: LoadedEncoder, data: Dataset, batch: int) -> StoredUnits:
+    """The units of a data set with their coordinates, extracted by whichever chapter comes first."""
+    return extract(
+        encoder, data, root=project_root() / "_build/units", coordinates="float32", batch=batch, progress=False
+    )
+
+
+def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Tensor]]:
+    """Every split of a task: its data set, at most `images` of it, and the task's labels.
+
+    Tasks of one data set have their images in common. Training images are balanced over its classes.
+    """
+    own, factor = split_task(task)
+    parts = {}
+    for split in SPLITS:
+        data = load_dataset(own, split, seed=seed)
+        data = (data.balanced if split == "train" else data.head)(min(images, len(data)))
+        parts[split] = data, data.factors[factor].values if factor else data.labels
+    return parts
 
 
 def run_card(**facts: Any) -> pd.DataFrame:

@@ -132,6 +132,66 @@ CLAIMS = {
         "heads of the last quarter that stand out both on the set in the role of MNIST and of SVHN",
         1.0, 1.0, "There is one, or there is not", "similarity:fig-similarity",
     ),
+    "chosen-keep": Claim(
+        "4.1", "A twentieth of the heads, chosen without labels, does nearly what the model does",
+        "lower of the mean accuracies of U and U|T, over that of B",
+        0.9, 0.7, "The published means of five encoders are 0.90 and more", "selection:tab-selection",
+    ),
+    "chance-does-not": Claim(
+        "4.1", "As many heads taken at random do not",
+        "mean accuracy of U less that of R",
+        0.2, 0.05, "The published means differ by 0.30 and more", "selection:tab-selection",
+    ),
+    "heads-carry": Claim(
+        "4.1", "Most of the alignment comes from heads, about nine tenths",
+        "mean accuracy of H over that of B",
+        0.8, 0.6, "The lowest published mean is 0.80 of B's", "selection:tab-selection",
+    ),
+    "optimised-best": Claim(
+        "4.1", "With optimised weights, heads alone beat the whole model",
+        "mean accuracy of O less that of B",
+        0.05, 0.0, "The smallest published gain is 0.10, halved", "selection:tab-selection",
+    ),
+    "most-where-low": Claim(
+        "4.1", "They gain most where the model is poor",
+        "Spearman's correlation, over tasks, of O less B with B",
+        -0.7, -0.3, _RANKS, "selection:tab-selection",
+    ),
+    "rd-like-lin": Claim(
+        "4.2", "RD is as good as a linear map of the output",
+        "mean accuracy of RD less that of Lin",
+        -0.01, -0.03, "The published means differ by -0.01 to 0.02", "alignment:tab-alignment",
+    ),
+    "rd-star-close": Claim(
+        "4.2", "RD* does nearly what RD does",
+        "mean accuracy of RD* less that of RD",
+        -0.02, -0.05, "The published means differ by -0.02 at most", "alignment:tab-alignment",
+    ),
+    "rd-star-small": Claim(
+        "4.2", "with a third of its parameters",
+        "parameters of RD* over those of RD",
+        0.4, 0.6, "The published ones are from 0.27 to 0.33", "alignment:tab-alignment",
+    ),
+    "output-is-less": Claim(
+        "4.2", "Scaling the components of the output does less",
+        "mean accuracy of RD less that of RD_Y",
+        0.05, 0.0, "The smallest published gap is 0.07", "alignment:tab-alignment",
+    ),
+    "rd-harmless": Claim(
+        "4.2", "Where the model is good already, RD does no harm",
+        "smallest of RD less B, of the tasks where B is 0.7 or more",
+        -0.02, -0.05, "Two standard errors of 1,000 images are 0.03", "alignment:tab-alignment",
+    ),
+    "lin-near-tuned": Claim(
+        "4.2", "A linear map of the output does nearly what fine-tuning does",
+        "mean accuracy of fine-tuning less that of Lin, where this run fine-tuned",
+        0.05, 0.1, "Our reading of the paper's Fig. 5; it gives no numbers", "alignment:fig-radar",
+    ),
+    "needs-carriers": Claim(
+        "5", "Where no unit carries the task, RD fails",
+        "accuracy of RD on a task of two equal classes that depend on two factors' parity, less a half",
+        0.1, 0.2, "Two standard errors above chance, thrice; and one class in five won", "alignment:tab-parity",
+    ),
 }  # fmt: skip
 
 
@@ -182,6 +242,16 @@ def bootstrap(
         drawn.append(statistic(heads[np.arange(len(heads))[:, None], columns]))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return float(statistic(heads)), (float(low), float(high))
+
+
+def bootstrap_rows(
+    statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, *, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """A statistic of a table, and its percentile interval of 95 % from drawing the rows anew."""
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(len(table), size=(RESAMPLES, len(table)))
+    low, high = np.nanpercentile([statistic(table.iloc[drawn]) for drawn in rows], [2.5, 97.5])
+    return float(statistic(table)), (float(low), float(high))
 
 
 def hunchback(heads: np.ndarray) -> float:

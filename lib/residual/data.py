@@ -63,9 +63,20 @@ class Dataset:
         """The first `count` images (embedded sets are in random order)."""
         if not 0 < count <= len(self):
             raise ValueError(f"{self.name}/{self.split} has {len(self)} images; count={count} does not fit")
-        factors = {name: Factor(factor.values[:count], factor.names) for name, factor in self.factors.items()}
-        images = self.images[:count].clone()  # not a view, which would keep the others in memory
-        return dataclasses.replace(self, images=images, labels=self.labels[:count], factors=factors)
+        return self._take(torch.arange(count))
+
+    def balanced(self, count: int) -> Dataset:
+        """`count` images, of each class as many as can be: the first of every class, then the second, and so on."""
+        if not 0 < count <= len(self):
+            raise ValueError(f"{self.name}/{self.split} has {len(self)} images; count={count} does not fit")
+        turn = torch.empty_like(self.labels)
+        for label in self.labels.unique():
+            turn[self.labels == label] = torch.arange(int((self.labels == label).sum()))
+        return self._take(turn.argsort(stable=True)[:count].sort().values)
+
+    def _take(self, rows: Int64[Tensor, "m"]) -> Dataset:
+        factors = {name: Factor(factor.values[rows], factor.names) for name, factor in self.factors.items()}
+        return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows], factors=factors)
 
     def captions(self) -> list[str]:
         """A sentence on each image, from its class: "a striped blue circle"."""

@@ -1,19 +1,23 @@
-"""How well encodings tell classes apart: against texts that name them, and by their neighbours."""
+"""How well encodings tell classes apart, whole or by some heads alone: against texts, and by their neighbours."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from residual.data import Dataset
 from residual.encoders import Encoder
 from residual.extraction import pixels_for
+from residual.store import StoredUnits
+
+METHODS = ("U", "U|T", "S", "R")
 
 
 @torch.no_grad()
@@ -34,11 +38,92 @@ def encode_texts(encoder: Encoder, texts: Sequence[str], *, batch: int = 256) ->
 def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Float[Tensor, "c d"]:
     """One direction for each class: the normalised mean over templates of normalised text encodings.
 
-    Raises ValueError for an encoder without a text tower.
+    Raises ValueError for an encoder without a text tower, a single class, and names that repeat.
     """
+    if len(dataset.classes) < 2:
+        raise ValueError(f"{dataset.name} has one class, {dataset.classes[0]!r}: there is nothing to tell apart")
+    if repeated := sorted({name for name in dataset.classes if dataset.classes.count(name) > 1}):
+        raise ValueError(f"{dataset.name}: class names {repeated[:5]} repeat; give each class a name of its own")
     texts = [template.format(name) for name in dataset.classes for template in dataset.templates]
     encodings = encode_texts(encoder, texts, batch=batch).unflatten(0, (-1, len(dataset.templates)))
     return F.normalize(encodings.mean(1), dim=1)
+
+
+def score_units(
+    units: StoredUnits,
+    method: str,
+    classes: Float[Tensor, "c d"] | None = None,
+    *,
+    labels: Int64[Tensor, "n"] | None = None,
+    seed: int = 0,
+) -> Float64[Tensor, "l h"]:
+    """A score of every head, by which `select_top` chooses (section 4.1).
+
+    method: "U" Pearson's correlation of head and output over the d dimensions, averaged over images; "U|T" the
+    same after projecting both on the span of the class encodings; "S" the head's own zero-shot
+    accuracy; "R" at random, by `seed`. The optimised weights, O, are trained: see `residual.alignment`.
+    units: extracted with coordinates. classes: normalised, for "U|T" and "S". labels: for "S", if not the units' own.
+    Raises ValueError for an unknown method, or without the classes it needs.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
+    shape = units.manifest.layers, units.manifest.heads
+    if method == "R":
+        return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if method != "U" and classes is None:
+        raise ValueError(f"method {method!r} needs class encodings")
+    labels = units.class_labels() if labels is None else labels
+    output, scores = units.outputs().double(), torch.empty(shape, dtype=torch.float64)
+    if method == "U|T":
+        span = _span(classes.double().cpu())
+        output = output @ span.T @ span
+    for layer, head in product(*map(range, shape)):
+        own = units.head_outputs(layer, head)
+        if method == "S":
+            scores[layer, head], _ = zero_shot_accuracy(own, classes.to(own), labels)
+        else:
+            scores[layer, head] = _pearson(own @ span.T @ span if method == "U|T" else own, output).mean()
+    return scores
+
+
+def select_top(scores: Float[Tensor, "l h"], k: int) -> Bool[Tensor, "l h"]:
+    """The k heads with the highest scores; among equals the first. Raises ValueError for a k that does not fit."""
+    if not 1 <= k <= scores.numel():
+        raise ValueError(f"k must be from 1 to {scores.numel()}, the number of heads, not {k}")
+    if scores.isnan().any():
+        raise ValueError("scores hold NaN")
+    order = scores.flatten().argsort(descending=True, stable=True)
+    return torch.zeros(scores.numel(), dtype=torch.bool).index_fill(0, order[:k].cpu(), True).view(scores.shape)
+
+
+def ablate(units: StoredUnits, kept: Bool[Tensor, "l h"], means: StoredUnits | None = None) -> Float[Tensor, "n d"]:
+    """The output with nothing but the kept heads (Eq. 5).
+
+    means: replace every other unit, X0 and MLPs too, by its mean over these units' images, where by
+    default it is zero. Raises ValueError if kept does not match the heads.
+    """
+    shape = units.manifest.layers, units.manifest.heads
+    if tuple(kept.shape) != shape:
+        raise ValueError(f"kept must have shape {list(shape)}, a value for each head, not {list(kept.shape)}")
+    total = torch.zeros(units.manifest.count, units.output.mean.shape[-1], dtype=torch.float64)
+    for layer, head in kept.nonzero().tolist():
+        total += units.head_outputs(layer, head)
+    if means is not None:
+        heads = means.head_pca().mean.double()
+        total += (heads * ~kept[..., None]).sum((0, 1)) + means.blocks.mean.double().sum(0)
+    return total.float()
+
+
+def _pearson(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    """Over the d dimensions of each sample; 0 where either is constant."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return F.cosine_similarity(a, b, dim=1)
+
+
+def _span(vectors: Float[Tensor, "c d"]) -> Float[Tensor, "r d"]:
+    """An orthonormal basis of what the vectors span."""
+    _, values, basis = torch.linalg.svd(vectors, full_matrices=False)
+    return basis[values > values[0] * max(vectors.shape) * torch.finfo(torch.float32).eps]
 
 
 def zero_shot_accuracy(

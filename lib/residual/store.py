@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,18 @@ class StoredUnits:
         """PCA of X0 and every MLP in output space: components [l+1 d d]."""
         return pca_from_moments(self.blocks)
 
+    def output_pca(self) -> PCA:
+        """PCA of the model's output: components [d d]."""
+        return pca_from_moments(self.output)
+
+    def head_outputs(self, layer: int, head: int) -> Float64[Tensor, "n d"]:
+        """Samples of one head in output space.
+
+        Raises StoreError if the extraction kept no coordinates.
+        """
+        frame, constant = self.frames.heads[layer, head].double(), self.frames.heads_constant.double()
+        return self._read("heads", layer, head).double() @ frame + constant
+
     def head_coordinates(self, layer: int, head: int) -> Float64[Tensor, "n r"]:
         """Samples of one head in isometric coordinates: distances are those in output space.
 
@@ -128,9 +141,19 @@ class StoredUnits:
         """The class label of every image."""
         return self._read("labels")
 
-    def _read(self, name: str, *index: int) -> Tensor:
+    def shards(self) -> Iterator[dict[str, Tensor]]:
+        """What is kept of every sample, a shard after the other: heads [l h n k], blocks [l+1 n d], outputs, labels."""
+        self._check_coordinates()
+        for shard in self.manifest.shards:
+            with safe_open(self.folder / shard.file, "pt") as file:
+                yield {name: file.get_tensor(name) for name in ("heads", "blocks", "outputs", "labels")}
+
+    def _check_coordinates(self) -> None:
         if self.manifest.coordinates is None:
             raise StoreError(f"{self.folder} holds moments only; extract with coordinates='float16' or 'float32'")
+
+    def _read(self, name: str, *index: int) -> Tensor:
+        self._check_coordinates()
         parts = []
         for shard in self.manifest.shards:
             with safe_open(self.folder / shard.file, "pt") as file:
