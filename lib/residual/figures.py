@@ -107,6 +107,49 @@ def factor_rows(table: pd.DataFrame) -> list[Axes]:
     return _head_rows(grids, "share of the head's variance")
 
 
+def chosen_rows(chosen: dict[tuple[str, str, str], list[int]], shapes: dict[str, tuple[int, int]]) -> list[Axes]:
+    """Tasks in rows, all heads in columns by layer, one panel for each model; brighter where more methods choose.
+
+    chosen: (model, task, method) -> heads, numbered through all layers. shapes: layers and heads of each model.
+    """
+    methods = {method for *_, method in chosen}
+    tasks = list(dict.fromkeys(task for _, task, _ in chosen))
+    grids = {}
+    for model, shape in shapes.items():
+        columns = pd.MultiIndex.from_product([*map(range, shape)], names=["layer", "head"])
+        grids[model] = pd.DataFrame(0.0, index=tasks, columns=columns)
+    for (model, task, _), heads in chosen.items():
+        grids[model].loc[task, grids[model].columns[heads]] += 1 / len(methods)
+    return _head_rows(grids, "share of the scores")
+
+
+def by_share(table: pd.DataFrame, total: dict[str, int]) -> list[Axes]:
+    """Mean accuracy over data sets against the share of heads kept, one panel for each model.
+
+    table: columns model, strategy, ablation, heads, accuracy. total: heads of each model.
+    """
+    figure, axes = plt.subplots(
+        1, len(total), figsize=(3.2 * len(total) + 0.5, 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, (model, heads) in zip(axes.flat, total.items(), strict=True):
+        own = table[(table["model"] == model) & (table["ablation"] != "mean")]
+        means = own.groupby(["strategy", "heads"])["accuracy"].mean()
+        for index, method in enumerate(("U", "U|T", "S")):
+            line = pd.concat([means[method], means["H"]])
+            style = {
+                "color": sns.color_palette("colorblind")[index],
+                "ls": ("-", "--", "-.")[index],
+                "marker": "osD"[index],
+            }
+            ax.plot(line.index / heads, line, label=method, ms=4, **style)
+        ax.axhline(means["B"].item(), color="grey", lw=1, label="B")
+        ax.axhline(means["O"].item(), color="black", lw=1, ls=":", label="O")
+        ax.set(title=model, xlabel="share of heads", ylim=(0, 1))
+    axes.flat[0].set_ylabel("accuracy")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return list(axes.flat)
+
+
 def _head_rows(grids: dict[str, pd.DataFrame], label: str) -> list[Axes]:
     """Values from 0 to 1, with columns (layer, head)."""
     size = 9.5, sum(0.2 * len(grid) + 0.7 for grid in grids.values())
