@@ -150,12 +150,87 @@ def by_share(table: pd.DataFrame, total: dict[str, int]) -> list[Axes]:
     return list(axes.flat)
 
 
-def _head_rows(grids: dict[str, pd.DataFrame], label: str) -> list[Axes]:
-    """Values from 0 to 1, with columns (layer, head)."""
+def radar(table: pd.DataFrame, methods: dict[str, str], tasks: list[str]) -> list[Axes]:
+    """Fig. 5 and 16: accuracy by task on spokes, one panel for each model.
+
+    table: columns model, dataset, method, accuracy. methods: key -> name in the legend.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(3.9 * len(models), 4.4), subplot_kw={"projection": "polar"}, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    angles = np.linspace(0, 2 * np.pi, len(tasks), endpoint=False)
+    colours, dashes = sns.color_palette("colorblind"), [":", "--", "-", "-."]
+    for ax, model in zip(axes.flat, models, strict=True):
+        values = table[table["model"] == model].pivot(index="dataset", columns="method", values="accuracy")
+        for index, (method, name) in enumerate(methods.items()):
+            if method not in set(table["method"]):
+                continue
+            own = values[method].reindex(tasks).to_numpy() if method in values else np.full(len(tasks), np.nan)
+            style = {"color": colours[index], "ls": dashes[index], "marker": "osD^"[index], "ms": 3.5, "label": name}
+            ax.plot([*angles, angles[0]], [*own, own[0]], **style)
+        ax.set_xticks(angles, tasks, fontsize=7)
+        for label, angle in zip(ax.get_xticklabels(), angles, strict=True):
+            label.set_ha("center" if abs(np.cos(angle)) < 0.1 else "left" if np.cos(angle) > 0 else "right")
+        ax.tick_params(axis="x", pad=-2)
+        ax.set_ylim(0, 1)
+        ax.set_yticks([0.25, 0.5, 0.75], ["", "0.5", ""], fontsize=7)
+        ax.set_title(model, pad=18)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return list(axes.flat)
+
+
+def frontier(panels: dict[str, pd.DataFrame]) -> list[Axes]:
+    """Mean accuracy against trainable parameters: a panel for each table, a colour for each model, a mark by method.
+
+    panels: title -> columns model, method, accuracy, params.
+    """
+    _, axes = plt.subplots(1, len(panels), figsize=(9.5, 3.8), squeeze=False, layout="constrained")
+    colours, marks = sns.color_palette("colorblind"), {"RD_Y": "^", "RD*": "s", "RD": "D", "Lin": "o"}
+    for ax, (title, table) in zip(axes.flat, panels.items(), strict=True):
+        for index, (model, own) in enumerate(table.groupby("model", sort=False)):
+            own = own.set_index("method").reindex([m for m in marks if m in set(own["method"])])
+            ax.plot(own["params"], own["accuracy"], color=colours[index], lw=1, label=model)
+            for method, row in own.iterrows():
+                ax.plot(row["params"], row["accuracy"], marks[method], color=colours[index], ms=6)
+        for method, mark in marks.items():
+            ax.plot([], [], mark, color="grey", label=method)
+        ax.set(xscale="log", title=title, xlabel="trainable parameters", ylabel="mean accuracy")
+        ax.grid(color="#e5e5e5", lw=0.6)
+        ax.legend(fontsize=7)
+    return list(axes.flat)
+
+
+def gain_rows(table: pd.DataFrame) -> list[Axes]:
+    """By what every unit was multiplied: tasks in rows, units in columns by layer, one panel for each model.
+
+    table: columns model, task, unit, gain. Shown as log2, up to a factor of four either way.
+    """
+    grids = {}
+    for model, own in table.groupby("model", sort=False):
+        where = own["unit"].str.extract(r"L(\d+)\.(?:H(\d+)|MLP)").astype(float)
+        own = own.assign(layer=where[0].astype(int), head=where[1].fillna(np.inf), value=np.log2(own["gain"]))
+        grid = own.pivot(index="task", columns=["layer", "head"], values="value").sort_index(axis=1)
+        grids[model] = grid.loc[list(dict.fromkeys(own["task"]))]
+    axes = _head_rows(grids, "factor", cmap="PuOr", limits=(-2, 2), unit="units")
+    axes[0].figure.axes[-1].set_yticks([-2, -1, 0, 1, 2], ["1/4", "1/2", "1", "2", "4"])
+    return axes
+
+
+def _head_rows(
+    grids: dict[str, pd.DataFrame],
+    label: str,
+    *,
+    cmap: str = "cividis",
+    limits: tuple[float, float] = (0, 1),
+    unit: str = "heads",
+) -> list[Axes]:
+    """Values in rows, with columns (layer, head)."""
     size = 9.5, sum(0.2 * len(grid) + 0.7 for grid in grids.values())
     figure, axes = plt.subplots(len(grids), 1, figsize=size, squeeze=False, layout="constrained")
     for ax, (model, grid) in zip(axes.flat, grids.items(), strict=True):
-        image = ax.imshow(grid, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        image = ax.imshow(grid, aspect="auto", cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest")
         layers = grid.columns.get_level_values("layer")
         middles = [np.flatnonzero(layers == layer).mean() for layer in layers.unique()]
         for edge in np.flatnonzero(np.diff(layers)):
@@ -164,7 +239,7 @@ def _head_rows(grids: dict[str, pd.DataFrame], label: str) -> list[Axes]:
         ax.set_yticks(range(len(grid)), grid.index)
         ax.set(title=model)
         ax.tick_params(length=0, labelsize=8)
-    axes.flat[-1].set_xlabel("layer (its heads side by side)")
+    axes.flat[-1].set_xlabel(f"layer (its {unit} side by side)")
     figure.colorbar(image, ax=axes, label=label, shrink=0.5, aspect=30)
     return list(axes.flat)
 
@@ -295,7 +370,7 @@ def accuracy_dots(table: pd.DataFrame, measures: dict[str, str]) -> list[Axes]:
         ax.scatter(own["chance"], places, marker="|", color="black", s=70, label="chance")
         for index, (column, name) in enumerate(measures.items()):
             style = {
-                "fmt": "osD^"[index],
+                "fmt": "osD^vP"[index],
                 "color": colours[index],
                 "ms": 5,
                 "lw": 1.2,
