@@ -15,6 +15,12 @@ if not Path(f"profiles/{PROFILE}.yml").is_file():
     raise WorkflowError(f"unknown profile {PROFILE!r}; profiles/ has {names}")
 PAGES = [entry["file"] for entry in yaml.safe_load(Path("_toc.yml").read_text())["chapters"]]
 CHAPTERS = [page for page in PAGES if "{code-cell}" in Path(f"book/{page}.md").read_text()]
+# Chapters that read what others left; alignment has the units of selection extracted already.
+AFTER = {
+    "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
+    "alignment": ("selection",),
+    "tables": ("selection",),
+}
 PLAIN = ["intro", *(page for page in PAGES if page not in CHAPTERS)]
 LIBRARY = sorted(str(p) for p in Path("lib/residual").rglob("*") if p.is_file() and p.suffix != ".pyc")
 
@@ -31,12 +37,7 @@ rule publish:
 
 rule chapter:
     input:
-        # The page of claims gathers what the others found.
-        lambda chapter: [
-            f"_build/runs/{PROFILE}/{other}.ipynb"
-            for other in CHAPTERS
-            if chapter.chapter == "claims" and other in ("dimension", "pursuit", "semantics", "similarity")
-        ],
+        lambda chapter: [f"_build/runs/{PROFILE}/{other}.ipynb" for other in AFTER.get(chapter.chapter, ())],
         text="book/{chapter}.md",
         profile=f"profiles/{PROFILE}.yml",
         library=LIBRARY,
@@ -50,14 +51,14 @@ rule chapter:
         "OMP_NUM_THREADS={threads} {PYTHON} -m residual.chapters {input.text} --profile {input.profile} --out {output}"
 
 
-# The longest chapter first, or the others' core idles while it ends alone.
-use rule chapter as longest_chapter with:
+# The longest chapters first, or the others' core idles while they end alone.
+use rule chapter as long_chapter with:
     output:
-        f"_build/runs/{PROFILE}/{{chapter,zoo}}.ipynb",
+        f"_build/runs/{PROFILE}/{{chapter,zoo|selection|alignment}}.ipynb",
     priority: 1
 
 
-ruleorder: longest_chapter > chapter
+ruleorder: long_chapter > chapter
 
 
 rule book:

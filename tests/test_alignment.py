@@ -1,10 +1,26 @@
-"""The linear aligner finds what a linear map can find, the same way every time."""
+"""Adapters are what Eq. 6 and 7 say, train the same way every time, and can be used."""
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
 import torch
 
-from residual.alignment import LinearAligner, fit
+from conftest import pixels_of, relative_error
+from residual import alignment, extract, load_encoder, trace
+from residual.alignment import (
+    KINDS,
+    FineTuned,
+    LinearAligner,
+    ResiDual,
+    coordinates,
+    find_rate,
+    fit,
+    parameter_count,
+    reference_bases,
+)
+from residual.data import Dataset
 from residual.selection import zero_shot_accuracy
 
 
@@ -17,24 +33,235 @@ def hidden_classes(seed):
     return outputs, labels
 
 
-def test_it_starts_as_the_identity_and_has_the_published_number_of_parameters():
+CLASSES = torch.eye(16)[:4]
+
+
+@pytest.fixture
+def stored(encoder, dataset, tmp_path):
+    return extract(encoder, dataset, root=tmp_path, coordinates="float32", batch=32, progress=False)
+
+
+def test_lin_starts_as_the_identity_and_has_the_published_number_of_parameters():
     outputs, _ = hidden_classes(0)
     aligner = LinearAligner(16)
     assert aligner(outputs).equal(outputs)
     for dimension, count in ((256, 65_792), (512, 262_656), (768, 590_592)):
-        assert sum(p.numel() for p in LinearAligner(dimension).parameters()) == count
+        assert parameter_count(LinearAligner(dimension)) == count
 
 
 def test_fitting_turns_encodings_towards_their_classes_and_is_deterministic():
     train, validation, test = (hidden_classes(seed) for seed in (0, 1, 2))
-    classes = torch.eye(16)[:4]
-    assert zero_shot_accuracy(test[0], classes, test[1])[0] < 0.5
+    assert zero_shot_accuracy(test[0], CLASSES, test[1])[0] < 0.5
     weights = []
     for _ in range(2):
         aligner = LinearAligner(16)
-        best = fit(aligner, train, validation, classes, scale=20.0)
+        result = fit(aligner, train, validation, CLASSES, scale=20.0)
         weights.append(aligner.weight.detach().clone())
     assert weights[0].equal(weights[1])
+    assert 6 <= len(result.accuracies) <= 30
     with torch.no_grad():
-        assert zero_shot_accuracy(aligner(test[0]), classes, test[1])[0] > 0.95
-        assert zero_shot_accuracy(aligner(validation[0]), classes, validation[1])[0] == best  # the best is restored
+        assert zero_shot_accuracy(aligner(test[0]), CLASSES, test[1])[0] > 0.95
+        best = zero_shot_accuracy(aligner(validation[0]), CLASSES, validation[1])[0]
+    assert best == result.accuracy  # the best is restored
+
+
+def test_training_ends_when_nothing_gets_better():
+    train, validation = hidden_classes(0), hidden_classes(1)
+    result = fit(LinearAligner(16), train, validation, CLASSES, rate=1e-9)
+    assert len(result.accuracies) == 1 + alignment.PATIENCE
+    assert result.rate == 1e-9
+
+
+def test_the_rate_found_trains_and_leaves_the_aligner_as_it_was():
+    train = hidden_classes(0)
+    aligner = LinearAligner(16)
+    rate = find_rate(aligner, train, CLASSES, scale=20.0)
+    assert aligner.weight.equal(torch.eye(16))
+    assert 1e-4 < rate < 1
+    with pytest.raises(ValueError, match="not finite"):
+        find_rate(aligner, (train[0] * float("nan"), train[1]), CLASSES)
+
+
+class Naive(torch.nn.Module):
+    """Eq. 6 and 7 as they stand: every unit is centred, rotated, scaled and rotated back."""
+
+    def __init__(self, bases):
+        super().__init__()
+        self.bases, self.scales = bases, torch.nn.Parameter(torch.ones(bases.scales))
+
+    def forward(self, units):
+        bases, total = self.bases, 0
+        for index, label in enumerate(bases.labels):
+            rows = (bases.unit == index).nonzero()[:, 0]
+            phi, mean = bases.components[rows], bases.means[index]
+            unit = units.output if label == "Y" else units[label]
+            if bases.kind == "O":
+                total = total + self.scales[index] * unit
+            else:
+                total = total + (phi.T @ torch.diag(self.scales[rows]) @ phi @ (unit - mean).T).T
+        return total + units["X0"] if bases.kind == "RD" else total
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["openclip", "openclip-scaled", "blip", "clip", "dinov2"])
+def test_outputs_and_gradients_are_those_of_the_naive_module(small, dataset, tmp_path, kind, family):
+    encoder = small(family)
+    stored = extract(encoder, dataset, root=tmp_path, coordinates="float32", batch=32, progress=False)
+    bases = reference_bases(stored, kind)
+    fast, naive = ResiDual(bases), Naive(bases)
+    scales = torch.rand(bases.scales, generator=torch.Generator().manual_seed(1)) * 2
+    labels = torch.arange(70) % 3
+    results = []
+    for module, inputs in ((fast, coordinates(stored, bases)), (naive, trace(encoder, dataset.images))):
+        module.scales.data = scales.clone()
+        output = module(inputs)
+        torch.nn.functional.cross_entropy(output[:, :3], labels).backward()
+        results.append((output.detach(), module.scales.grad))
+    assert relative_error(results[0][0], results[1][0]) < 2e-5
+    assert relative_error(results[0][1], results[1][1]) < 2e-4
+
+
+def test_what_is_trained_is_what_the_paper_counts(stored, encoder):
+    layers, heads, own, d = encoder.layers, encoder.heads, encoder.head_width, encoder.output_dim
+    counts = {kind: parameter_count(ResiDual(reference_bases(stored, kind))) for kind in KINDS}
+    assert counts["RD"] == layers * heads * min(own, d) + layers * d
+    assert counts["RD_Y"] == d
+    assert counts["O"] == layers * heads
+    assert layers * heads <= counts["RD*"] < layers * heads * own
+    spectra, bases = stored.head_pca(), reference_bases(stored, "RD*")
+    for index, label in enumerate(bases.labels):
+        layer, head = (int(part[1:]) for part in label.split("."))
+        kept = int((bases.unit == index).sum())
+        shares = spectra.explained_variance_ratio[layer, head].cumsum(0)
+        assert shares[kept - 1] >= 0.9 - 1e-9
+        assert kept == 1 or shares[kept - 2] < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "count", "linear"),
+    [
+        ("OpenCLIP-B", 15_360, 262_656), ("CLIP-B", 15_360, 262_656), ("BLIP-L", 30_720, 65_792),
+        ("CLIP-L", 43_008, 590_592), ("OpenCLIP-L", 43_008, 590_592),
+    ],
+)  # fmt: skip
+def test_published_parameter_counts(tmp_path, name, count, linear):
+    encoder = load_encoder(name, pretrained=False)
+    side = encoder.tower.image_size
+    images = torch.randint(0, 256, (4, 3, *side), dtype=torch.uint8)
+    data = Dataset("noise", "train", images, torch.arange(4) % 2, ("a", "b"), ("{}",))
+    stored = extract(encoder, data, root=tmp_path, batch=4, progress=False)
+    assert parameter_count(ResiDual(reference_bases(stored, "RD"))) == count
+    assert parameter_count(ResiDual(reference_bases(stored, "RD_Y"))) == encoder.output_dim
+    assert parameter_count(LinearAligner(encoder.output_dim)) == linear
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attached_adapter_predicts_as_in_training_before_and_after_a_file(stored, encoder, dataset, tmp_path, kind):
+    adapter = ResiDual(reference_bases(stored, kind))
+    adapter.scales.data = torch.rand(adapter.scales.shape, generator=torch.Generator().manual_seed(2)) * 2
+    expected = adapter(coordinates(stored, adapter.bases)).detach()
+    adapter.save(tmp_path / "adapter.safetensors", task="noise")
+    loaded = ResiDual.load(tmp_path / "adapter.safetensors")
+    assert loaded.bases.provenance["task"] == "noise"
+    assert loaded.bases.provenance["encoder"] == encoder.name
+    for own in (adapter, loaded):
+        aligned = own.attach(encoder)
+        assert relative_error(aligned.encode_image(dataset.images), expected) < 1e-5
+    assert trace(aligned, dataset.images).total().allclose(encoder.encode_image(dataset.images), atol=1e-4)
+
+
+def test_an_adapter_is_refused_by_another_encoder_and_a_damaged_file(stored, encoder, small, dataset, tmp_path):
+    adapter = ResiDual(bases := reference_bases(stored))
+    other = small("openclip", seed=1)
+    with pytest.raises(ValueError, match="other weights"):
+        adapter.attach(other)
+    theirs = extract(other, dataset, root=tmp_path / "other", coordinates="float32", progress=False)
+    with pytest.raises(ValueError, match="their weights differ"):
+        coordinates(theirs, bases)
+    with pytest.raises(ValueError, match="kind must be one of"):
+        reference_bases(stored, "RDY")
+    path = tmp_path / "a.safetensors"
+    adapter.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        ResiDual.load(path)
+
+
+def test_coordinates_on_disk_train_as_in_memory(stored, tmp_path):
+    bases = reference_bases(stored)
+    path = tmp_path / "q.npy"
+    mapped, again = coordinates(stored, bases, path), coordinates(stored, bases, path)
+    held = coordinates(stored, bases)
+    assert mapped.dtype == torch.float16
+    assert mapped.equal(again)
+    assert relative_error(mapped.float(), held) < 1e-3
+    labels, classes = torch.arange(70) % 3, torch.eye(held.shape[1])[:3, : bases.components.shape[1]]
+    results = [fit(ResiDual(bases), (q, labels), (q, labels), classes, rate=0.1) for q in (mapped, held)]
+    assert results[0].accuracy == pytest.approx(results[1].accuracy, abs=0.05)
+    with pytest.raises(ValueError, match="delete it"):
+        coordinates(stored, reference_bases(stored, "RD*"), path)
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    train, validation = hidden_classes(0), hidden_classes(1)
+    whole, part = LinearAligner(16), LinearAligner(16)
+    expected = fit(whole, train, validation, CLASSES, rate=1e-3)
+    path = tmp_path / "fit.pt"
+    keep, calls = alignment._keep, itertools.count(1)
+
+    def stop_after_three(*args):
+        keep(*args)
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(alignment, "_keep", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        fit(part, train, validation, CLASSES, rate=1e-3, checkpoint=path)
+    resumed = LinearAligner(16)
+    assert fit(resumed, train, validation, CLASSES, rate=1e-3, checkpoint=path) == expected
+    assert next(calls) == len(expected.accuracies) + 1  # three before, and the rest after
+    assert resumed.weight.equal(whole.weight)
+    with pytest.raises(ValueError, match="another training"):
+        fit(LinearAligner(16), train, validation, CLASSES, rate=1e-3, seed=1, checkpoint=path)
+
+
+def test_a_damaged_checkpoint_is_told_and_trained_anew(tmp_path, caplog):
+    path = tmp_path / "fit.pt"
+    path.write_bytes(b"half")
+    train = hidden_classes(0)
+    assert fit(LinearAligner(16), train, train, CLASSES, rate=1e-2, checkpoint=path).accuracy > 0.9
+    assert "training anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (torch.zeros(600, dtype=torch.long), CLASSES[:1], "1 class: there is nothing to tell apart"),
+        (torch.arange(600) % 3, CLASSES, r"no training image of classes \[3\]"),
+        (torch.arange(600) % 5, CLASSES, "labels run from 0 to 4, but 4 classes ask for 0 to 3"),
+        (torch.arange(600) % 4 - 1, CLASSES, "labels run from -1"),
+        (torch.arange(599) % 4, CLASSES, "600 training images and 599 labels"),
+    ],
+)
+def test_a_task_that_makes_no_sense_is_refused(labels, classes, message):
+    inputs, truth = hidden_classes(0)
+    with pytest.raises(ValueError, match=message):
+        fit(LinearAligner(16), (inputs, labels), (inputs, truth), classes)
+
+
+@pytest.mark.parametrize("family", ["openclip", "blip", "clip"])
+def test_fine_tuning_trains_the_vision_tower_alone(small, dataset, family):
+    encoder = small(family)
+    tuned = FineTuned(encoder)
+    before = {name: p.clone() for name, p in tuned.named_parameters()}
+    assert tuned(dataset.images[:4]).allclose(encoder.encode_image(dataset.images[:4]), atol=1e-5)
+    images, classes = (dataset.images, dataset.labels), torch.eye(encoder.output_dim)[:3]
+    fit(tuned, images, images, classes, rate=1e-3)
+    moved = {name for name, p in tuned.named_parameters() if not p.equal(before[name])}
+    assert moved
+    assert all("visual" in name or "vision" in name for name in moved)
+    assert {name for name, p in tuned.named_parameters() if p.requires_grad} >= moved
+    pixels = pixels_of(encoder)
+    assert not tuned.encoder.encode_image(pixels).allclose(encoder.encode_image(pixels))
+    assert trace(tuned.encoder, pixels).total().allclose(tuned.encoder.encode_image(pixels), atol=1e-4)

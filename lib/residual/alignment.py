@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -38,8 +37,8 @@ RATES = (1e-6, 1.0)  # between which the finder looks, in STEPS steps
 STEPS, PROBE = 100, 128
 WARMUP = 20
 CUT = 0.9  # of the variance, for RD*
-Kind = Literal["RD", "RD*", "RD_Y", "O"]
-KINDS: tuple[Kind, ...] = ("RD", "RD*", "RD_Y", "O")
+
+KINDS = ("RD", "RD*", "RD_Y", "O")
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +51,7 @@ class Bases:
     variance, all else dropped; "RD_Y" the output; "O" heads alone, one scale for each, means kept.
     """
 
-    kind: Kind
+    kind: str
     components: Float[Tensor, "k d"]
     unit: Int64[Tensor, "k"]
     means: Float[Tensor, "u d"]
@@ -71,7 +70,7 @@ class Bases:
         return len(self.labels) if self.kind == "O" else len(self.components)
 
 
-def reference_bases(reference: StoredUnits, kind: Kind = "RD") -> Bases:
+def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
     """Bases from the moments of a reference set.
 
     A head has min(dh, d) components, as the paper counts them: of its dh + 2 coordinates the two
@@ -262,12 +261,13 @@ class _Transform:
             if label.partition(".")[2].startswith("H"):
                 layer, _, head = label[1:].partition(".H")
                 frame = own.heads[int(layer), int(head)].double()
-                offset = own.heads_constant.double()
-                constant += (offset if bases.kind == "O" else offset - means[index]) @ down @ up
+                constant += (own.heads_constant.double() - means[index]) @ down @ up
                 heads.append((frame @ down) @ up)
             else:
                 constant -= means[index] @ down @ up
                 blocks.append(down @ up)
+        if bases.kind == "O":
+            constant += adapter.scales.detach().double().to(device) @ means
         self.constant = constant.to(own.heads)
         self.heads = torch.cat(heads).to(own.heads) if heads else None
         self.blocks = torch.stack(blocks).to(own.heads) if blocks else None

@@ -122,7 +122,7 @@ def stored(encoder: LoadedEncoder, data: Dataset, batch: int) -> StoredUnits:
 
 
 def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Tensor]]:
-    """Every split of a task: its data set, at most `images` of it, and the task's labels.
+    """Every split of a task: its data set, at most `images` of it (half of that for validation), and the task's labels.
 
     Tasks of one data set have their images in common. Training images are balanced over its classes.
     """
@@ -130,7 +130,8 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
     parts = {}
     for split in SPLITS:
         data = load_dataset(own, split, seed=seed)
-        data = (data.balanced if split == "train" else data.head)(min(images, len(data)))
+        count = min(images // 2 if split == "validation" else images, len(data))
+        data = data.balanced(count) if split == "train" else data.head(count)
         parts[split] = data, data.factors[factor].values if factor else data.labels
     return parts
 
