@@ -11,8 +11,10 @@ import time
 
 import pytest
 import torch
+from schedulefree import AdamWScheduleFree
 
 from residual import load_encoder, trace
+from residual.alignment import BATCH, Bases, ResiDual, _Task
 from residual.dimension import two_nn
 from residual.pursuit import _simultaneous, textspan_from_moments
 from residual.spectrum import Moments, pca_from_moments
@@ -114,3 +116,61 @@ def test_somp(benchmark):
 
     what = f"SOMP (l1) of a head, 5 of 3,498 texts in R^{D}, n = 5,000, in isometric coordinates, against samples"
     compare(benchmark, what, naive, lambda: _simultaneous(samples, basis, words.double(), 5, "l1"), rounds=5)
+
+
+def residual(n, layers=12, heads=12, d=512):
+    """A ResiDual of the size of ViT-B/16, an optimiser, and a task of n images on stored coordinates."""
+    generator = torch.Generator().manual_seed(0)
+    labels = [f"L{i}.{part}" for i in range(layers) for part in [*(f"H{j}" for j in range(heads)), "MLP"]]
+    sizes = torch.tensor([64 if "H" in label else d for label in labels])
+    k = int(sizes.sum())
+    components = torch.randn(k, d, generator=generator) / d**0.5
+    unit = torch.arange(len(labels)).repeat_interleave(sizes)
+    bases = Bases("RD", components, unit, torch.zeros(len(labels), d), tuple(labels), torch.ones(k))
+    module = ResiDual(bases)
+    optimizer = AdamWScheduleFree(module.parameters(), lr=1e-2)
+    optimizer.train()
+    inputs = torch.randn(n, bases.width, generator=generator)
+    classes = torch.nn.functional.normalize(torch.randn(100, d, generator=generator), dim=1)
+    task = _Task((inputs, torch.arange(n) % 100), classes, 100.0, torch.device("cpu"))
+
+    def step(loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return module, task, step
+
+
+def test_residual_epoch(benchmark):
+    module, task, step = residual(2000)
+    encoder = load_encoder("OpenCLIP-B", pretrained=False)
+    pixels = torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+    @torch.enable_grad()
+    def naive():  # one batch
+        trace(encoder, pixels)
+        step(task.loss(module, torch.arange(BATCH)))
+
+    @torch.enable_grad()
+    def ours():  # an epoch
+        for loss in task.epoch(module, torch.Generator().manual_seed(0)):
+            step(loss)
+
+    what = f"RD, a batch of {BATCH} of 2,000, ViT-B/16 size, coordinates stored, against the encoder in the loop"
+    compare(benchmark, what, naive, ours, rounds=5, calls=2000 / BATCH)
+
+
+def test_residual_step(benchmark):
+    module, task, step = residual(BATCH)
+    scaled, gradient = task.train[0][:, : len(module.components)].clone(), torch.randn(BATCH, 512)
+
+    def products():
+        return scaled @ module.components, gradient @ module.components.T
+
+    @torch.enable_grad()
+    def ours():
+        step(task.loss(module, torch.arange(BATCH)))
+
+    what = f"RD, a step of {BATCH} images at ViT-B/16 size, against its two matrix products alone"
+    compare(benchmark, what, products, ours, rounds=30)

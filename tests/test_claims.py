@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from residual.claims import CLAIMS, bootstrap, check, claim_table, hunchback, trend, verdict_grid
+from residual.claims import CLAIMS, bootstrap, bootstrap_rows, check, claim_table, hunchback, trend, verdict_grid
 
 SPREAD = np.array([-1, 0, 0, 1.0])[None]  # four heads around each layer's mean, standard error 0.41
 
@@ -90,3 +90,14 @@ def test_tables_show_every_row_in_words():
     assert "1.00 to 4.00" in html
     html = verdict_grid(rows).to_html()
     assert all(cell in html for cell in ("yes 3.00", "no 0.00", "? 0.80"))
+
+
+def test_an_interval_over_tasks_holds_the_statistic_and_shrinks_with_their_number():
+    generator = np.random.default_rng(0)
+    widths = []
+    for count in (5, 80):
+        tasks = pd.DataFrame({"a": generator.normal(0.6, 0.1, count), "b": 0.5})
+        value, (low, high) = bootstrap_rows(lambda t: (t["a"] - t["b"]).mean(), tasks)
+        assert low < value < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2

@@ -279,3 +279,15 @@ def test_artwork_of_npm_is_missed_with_advice(tmp_path):
         load_artwork(("noto",), tmp_path)
     with pytest.raises(ValueError, match="unknown styles"):
         load_artwork(("apple",))
+
+
+def test_a_balanced_part_has_of_each_class_as_many_as_can_be():
+    whole = load_dataset("emoji-flags", "validation")
+    part = whole.balanced(len(whole.classes))
+    assert set(part.labels.tolist()) == set(whole.labels.tolist())
+    assert part.labels.bincount().max() - 1 <= 1
+    first = {label: int((whole.labels == label).nonzero()[0]) for label in set(whole.labels.tolist())}
+    rows = {tuple(image.flatten().tolist()) for image in part.images}
+    assert all(tuple(whole.images[row].flatten().tolist()) in rows for row in list(first.values())[:5])
+    with pytest.raises(ValueError, match="does not fit"):
+        whole.balanced(len(whole) + 1)

@@ -1,11 +1,25 @@
-"""Accuracies from encodings."""
+"""Accuracies from encodings, and of heads alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from residual.selection import knn_accuracy, zero_shot_accuracy
+from residual import extract, trace
+from residual.data import Dataset
+from residual.selection import (
+    METHODS,
+    ablate,
+    class_encodings,
+    knn_accuracy,
+    score_units,
+    select_top,
+    zero_shot_accuracy,
+)
 
 
 def clusters(count, generator):
@@ -35,3 +49,77 @@ def test_zero_shot_counts_the_nearest_by_cosine():
     share, error = zero_shot_accuracy(outputs, torch.eye(8)[:3], (labels + (torch.arange(30) < 15)) % 3)
     assert share == 0.5
     assert error == pytest.approx((0.25 / 30) ** 0.5)
+
+
+def task(encoder, tmp_path, classes=3):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (40, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    names = tuple(f"thing {i}" for i in range(classes))
+    data = Dataset("noise", "validation", images, torch.arange(40) % classes, names, ("a {}", "{}"))
+    return data, extract(encoder, data, root=tmp_path, coordinates="float32", batch=16, progress=False)
+
+
+@pytest.mark.parametrize("family", ["openclip", "blip", "dinov2"])
+def test_scores_are_what_they_say_of_heads_in_output_space(small, family, tmp_path):
+    encoder = small(family)
+    data, stored = task(encoder, tmp_path)
+    units = trace(encoder, data.images)
+    classes = F.normalize(torch.randn(3, encoder.output_dim, generator=torch.Generator().manual_seed(0)), dim=1)
+    scores = {m: score_units(stored, m, classes) for m in METHODS}
+    span = torch.linalg.pinv(classes.double()) @ classes.double()
+    for layer, head in ((0, 0), (1, 3), (2, 2)):
+        own, output = units[f"L{layer}.H{head}"].double().numpy(), units.output.double().numpy()
+        per_image = [np.corrcoef(a, b)[0, 1] for a, b in zip(own, output, strict=True)]
+        assert scores["U"][layer, head] == pytest.approx(np.mean(per_image), abs=1e-5)
+        pairs = zip(own @ span.numpy(), output @ span.numpy(), strict=True)
+        assert scores["U|T"][layer, head] == pytest.approx(
+            np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]), abs=1e-5
+        )
+        assert scores["S"][layer, head] == zero_shot_accuracy(torch.tensor(own).float(), classes, data.labels)[0]
+    other = score_units(stored, "S", classes, labels=(data.labels + 1) % 3)
+    assert not other.equal(scores["S"])
+    assert scores["R"].equal(score_units(stored, "R", seed=0))
+    assert not scores["R"].equal(score_units(stored, "R", seed=1))
+
+
+def test_the_highest_are_selected_and_the_first_among_equals():
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.9, 0.5, 0.5]])
+    assert select_top(scores, 1).nonzero().tolist() == [[0, 1]]
+    assert select_top(scores, 3).nonzero().tolist() == [[0, 1], [0, 2], [1, 0]]
+    assert select_top(scores, 6).all()
+    for k in (0, 7):
+        with pytest.raises(ValueError, match=f"k must be from 1 to 6, the number of heads, not {k}"):
+            select_top(scores, k)
+    with pytest.raises(ValueError, match="NaN"):
+        select_top(scores * float("nan"), 1)
+
+
+def test_ablation_keeps_what_it_says(encoder, tmp_path):
+    data, stored = task(encoder, tmp_path)
+    units = trace(encoder, data.images)
+    every = torch.ones(encoder.layers, encoder.heads, dtype=torch.bool)
+    heads = [label for label in units.labels if ".H" in label]
+    assert ablate(stored, every).allclose(sum(units[label] for label in heads), atol=1e-4)
+    kept = torch.zeros_like(every)
+    kept[1, 2] = kept[2, 0] = True
+    chosen = units["L1.H2"] + units["L2.H0"]
+    assert ablate(stored, kept).allclose(chosen, atol=1e-5)
+    rest = sum(units[label].mean(0) for label in units.labels if label not in ("L1.H2", "L2.H0"))
+    assert ablate(stored, kept, means=stored).allclose(chosen + rest, atol=1e-4)
+    with pytest.raises(ValueError, match=r"kept must have shape \[3, 4\]"):
+        ablate(stored, kept[:2])
+
+
+def test_tasks_that_cannot_be_scored_are_refused(encoder, small, tmp_path):
+    data, stored = task(encoder, tmp_path)
+    with pytest.raises(ValueError, match="method must be one of"):
+        score_units(stored, "UT")
+    with pytest.raises(ValueError, match="needs class encodings"):
+        score_units(stored, "S")
+    with pytest.raises(ValueError, match=r"class names \['a'\] repeat"):
+        class_encodings(encoder, replace(data, classes=("a", "b", "a")))
+    with pytest.raises(ValueError, match="one class, 'a': there is nothing to tell apart"):
+        class_encodings(encoder, replace(data, classes=("a",), labels=data.labels * 0))
+    for family in ("dinov2", "vit"):
+        with pytest.raises(ValueError, match="has no text tower; use a text-aligned encoder"):
+            class_encodings(small(family), data)
