@@ -293,14 +293,14 @@ class AlignedEncoder(Encoder):
 
 
 class FineTuned(nn.Module):
-    """A copy of an encoder whose vision tower, projection included, is trained; its text tower is not.
+    """A copy of an encoder, in single precision, whose vision tower and projection are trained; its text tower is not.
 
     Takes uint8 images [n 3 h w]. `.encoder` is the encoder that results.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.model = copy.deepcopy(encoder.model).requires_grad_(False)
+        self.model = copy.deepcopy(encoder.model).float().requires_grad_(False)
         self.encoder = replace(encoder, model=self.model, tower=read_tower(self.model, encoder.name))
         own = self.encoder.tower
         for parameter in (*own.root.parameters(), *own.projection()):
@@ -342,13 +342,15 @@ def fit(
     scale: of the cosines, the encoder's own. rate: by default `find_rate` finds it.
     AdamW-ScheduleFree in batches of 64, at most 30 epochs; ends after 5 without a better
     accuracy on the validation split, and restores the best.
-    checkpoint: a file that is written after each epoch, and from which a run that was stopped goes on.
+    checkpoint: a folder for what is written after each epoch, under a name of this training's own, and from
+    which a run that was stopped goes on.
     Raises ValueError for a single class, a class without a training image, and labels out of range.
     """
     _check_labels(train, validation, classes)
     device = next(aligner.parameters()).device
     task = _Task(train, classes.to(device), scale, device)
-    state = _resume(checkpoint, key := _key(aligner, task, validation[1], rate, seed))
+    place = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation[1], rate, seed)}.pt"
+    state = _resume(place)
     rate = state["rate"] if state else rate or find_rate(aligner, train, classes, scale=scale, seed=seed)
     trained = [p for p in aligner.parameters() if p.requires_grad]
     optimizer = AdamWScheduleFree(trained, lr=rate, warmup_steps=WARMUP)
@@ -371,9 +373,9 @@ def fit(
             accuracies.append(task.accuracy(aligner, *validation))
             if accuracies[-1] > max(accuracies[:-1], default=-1.0):
                 best = _trainable(aligner)
-            if checkpoint is not None:
-                _keep(checkpoint, {
-                    "key": key, "rate": rate, "accuracies": accuracies, "best": best, "now": _trainable(aligner),
+            if place is not None:
+                _keep(place, {
+                    "rate": rate, "accuracies": accuracies, "best": best, "now": _trainable(aligner),
                     "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
                 })  # fmt: skip
             bar.update()
@@ -487,31 +489,26 @@ def _key(aligner: nn.Module, task: _Task, labels: Tensor, rate: float | None, se
     """Changes with all that a training depends on; of its inputs, with their first rows."""
     digest = hashlib.sha256(repr((type(aligner).__name__, task.scale, rate, seed, len(task.train[0]))).encode())
     for value in (task.train[0][:BATCH], task.train[1], labels, task.classes, *_trainable(aligner).values()):
-        digest.update(value.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
-def _keep(path: Path | str, state: dict[str, object]) -> None:
-    path = Path(path)
+def _keep(path: Path, state: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(path, buffer.getvalue())
 
 
-def _resume(path: Path | str | None, key: str) -> dict[str, object] | None:
+def _resume(path: Path | None) -> dict[str, object] | None:
     """What a stopped run of the same training left; None where there is nothing to go on from."""
-    if path is None or not Path(path).is_file():
+    if path is None or not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        own = state["key"]
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes the reader raise
         log.warning("%s is damaged (%s); training anew", path, error)
         return None
-    if own != key:
-        raise ValueError(f"{path} holds another training; move it away, or give another checkpoint")
-    return state
 
 
 def parameter_count(aligner: nn.Module) -> int:
