@@ -266,3 +266,13 @@ def test_fine_tuning_trains_the_vision_tower_alone(small, dataset, family):
     pixels = pixels_of(encoder)
     assert not tuned.encoder.encode_image(pixels).allclose(encoder.encode_image(pixels))
     assert trace(tuned.encoder, pixels).total().allclose(tuned.encoder.encode_image(pixels), atol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["training", "validation", "class"])
+def test_nan_is_refused_before_training(where):
+    train, validation, classes = hidden_classes(0), hidden_classes(1), CLASSES.clone()
+    {"training": train[0], "validation": validation[0], "class": classes}[where][3, 2] = float("nan")
+    aligner = LinearAligner(16)
+    with pytest.raises(ValueError, match=f"{where} .*NaN"):
+        fit(aligner, train, validation, classes)
+    assert aligner.weight.equal(torch.eye(16))

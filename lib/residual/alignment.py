@@ -86,7 +86,8 @@ def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
         parts.append(("Y", output.components, output.eigenvalues, output.mean))
     else:
         heads = reference.head_pca()
-        most = heads.components.shape[-2] - (0 if kind == "O" else 2)
+        rows = heads.components.shape[-2]
+        most = rows if kind == "O" else min(rows, reference.frames.heads.shape[-2] - 2)
         for layer, head in product(range(manifest.layers), range(manifest.heads)):
             variances = heads.eigenvalues[layer, head, :most]
             if kind == "RD*":
@@ -214,7 +215,7 @@ class ResiDual(nn.Module):
         """
         if encoder.weights_hash() != self.bases.provenance["weights_hash"]:
             raise ValueError(f"{encoder.name} has other weights than {self.bases.provenance['encoder']}, its bases'")
-        fields = {name: getattr(encoder, name) for name in encoder.__dataclass_fields__}
+        fields = {name: getattr(encoder, name) for name in Encoder.__dataclass_fields__}
         return AlignedEncoder(**fields, transform=_Transform(self, encoder))
 
     def save(self, path: Path | str, **facts: str) -> None:
@@ -344,9 +345,10 @@ def fit(
     accuracy on the validation split, and restores the best.
     checkpoint: a folder for what is written after each epoch, under a name of this training's own, and from
     which a run that was stopped goes on.
-    Raises ValueError for a single class, a class without a training image, and labels out of range.
+    Raises ValueError for a single class, a class without a training image, labels out of range, and NaN.
     """
     _check_labels(train, validation, classes)
+    train, validation = ((inputs, labels.long()) for inputs, labels in (train, validation))
     device = next(aligner.parameters()).device
     task = _Task(train, classes.to(device), scale, device)
     place = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation[1], rate, seed)}.pt"
@@ -457,11 +459,15 @@ class _Task:
 
 def _check_labels(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], classes: Tensor) -> None:
     count = len(classes)
+    if not classes.isfinite().all():
+        raise ValueError("class encodings hold NaN or infinity")
     if count < 2:
         raise ValueError(f"{count} class: there is nothing to tell apart; give the task at least two")
     for name, (inputs, labels) in (("training", train), ("validation", validation)):
         if len(inputs) != len(labels) or len(labels) == 0:
             raise ValueError(f"{len(inputs)} {name} images and {len(labels)} labels")
+        if inputs.is_floating_point() and not all(part.isfinite().all() for part in inputs.split(1024)):
+            raise ValueError(f"{name} inputs hold NaN or infinity; look at the images they came from")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= count:
             raise ValueError(f"{name} labels run from {low} to {high}, but {count} classes ask for 0 to {count - 1}")

@@ -234,7 +234,7 @@ def _head_rows(
         layers = grid.columns.get_level_values("layer")
         middles = [np.flatnonzero(layers == layer).mean() for layer in layers.unique()]
         for edge in np.flatnonzero(np.diff(layers)):
-            ax.axvline(edge + 0.5, color="white", lw=1)
+            ax.axvline(edge + 0.5, color="white" if cmap == "cividis" else "black", lw=1)
         ax.set_xticks(middles, layers.unique())
         ax.set_yticks(range(len(grid)), grid.index)
         ax.set(title=model)

@@ -132,6 +132,8 @@ def zero_shot_accuracy(
     """Share of images whose nearest class encoding by cosine is their own, and its standard error."""
     if len(outputs) != len(labels) or len(outputs) == 0:
         raise ValueError(f"{len(outputs)} outputs and {len(labels)} labels")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, with {len(classes)} classes")
     hits = (outputs.to(classes) @ classes.T).argmax(1) == labels.to(classes.device)
     share = hits.double().mean().item()
     return share, (share * (1 - share) / len(labels)) ** 0.5
