@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
 
-from conftest import pixels_of, relative_error
+from conftest import pixels_of, relative_error, shake
 from residual import alignment, extract, load_encoder, trace
 from residual.alignment import (
     KINDS,
@@ -137,6 +139,20 @@ def test_what_is_trained_is_what_the_paper_counts(stored, encoder):
         assert kept == 1 or shares[kept - 2] < 0.9
 
 
+def test_a_head_wider_than_the_output_keeps_all_its_components(folders, dataset, tmp_path):
+    config = json.loads((folders / "openclip/open_clip_config.json").read_text())
+    config["model_cfg"]["embed_dim"] = 8
+    (tmp_path / "wide").mkdir()
+    (tmp_path / "wide/open_clip_config.json").write_text(json.dumps(config))
+    encoder = shake(load_encoder(str(tmp_path / "wide"), pretrained=False))
+    stored = extract(encoder, dataset, root=tmp_path, coordinates="float32", progress=False)
+    bases = reference_bases(stored, "RD")
+    assert encoder.head_width == 12
+    assert parameter_count(ResiDual(bases)) == encoder.layers * encoder.heads * 8 + encoder.layers * 8
+    stored_units = ResiDual(bases)(coordinates(stored, bases)) + bases.means.sum(0)
+    assert relative_error(stored_units.detach(), stored.outputs()) < 1e-5  # nothing is left out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count", "linear"),
@@ -183,15 +199,16 @@ def test_an_adapter_is_refused_by_another_encoder_and_a_damaged_file(stored, enc
         reference_bases(stored, "RDY")
     path = tmp_path / "a.safetensors"
     adapter.save(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="damaged"):
-        ResiDual.load(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            ResiDual.load(path)
 
 
 def test_coordinates_on_disk_train_as_in_memory(stored, tmp_path):
     bases = reference_bases(stored)
-    path = tmp_path / "q.npy"
-    mapped, again = coordinates(stored, bases, path), coordinates(stored, bases, path)
+    mapped, again = coordinates(stored, bases, tmp_path / "q"), coordinates(stored, bases, tmp_path / "q")
     held = coordinates(stored, bases)
     assert mapped.dtype == torch.float16
     assert mapped.equal(again)
@@ -199,8 +216,13 @@ def test_coordinates_on_disk_train_as_in_memory(stored, tmp_path):
     labels, classes = torch.arange(70) % 3, torch.eye(held.shape[1])[:3, : bases.components.shape[1]]
     results = [fit(ResiDual(bases), (q, labels), (q, labels), classes, rate=0.1) for q in (mapped, held)]
     assert results[0].accuracy == pytest.approx(results[1].accuracy, abs=0.05)
-    with pytest.raises(ValueError, match="delete it"):
-        coordinates(stored, reference_bases(stored, "RD*"), path)
+    turned = dataclasses.replace(bases, components=-bases.components)
+    count = len(bases.components)
+    assert coordinates(stored, turned, tmp_path / "q")[:, :count].equal(-mapped[:, :count])  # not what lies there
+    assert len(list((tmp_path / "q").iterdir())) == 2
+    huge = dataclasses.replace(bases, components=bases.components * 1e6)
+    with pytest.raises(ValueError, match=r"overflow torch\.float16"):
+        coordinates(stored, huge, tmp_path / "q")
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
@@ -226,11 +248,12 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*.pt"))) == 2  # neither is lost
 
 
-def test_a_damaged_checkpoint_is_told_and_trained_anew(tmp_path, caplog):
+@pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: data[:-500] + b"\1" + data[-499:]])
+def test_a_damaged_checkpoint_is_told_and_trained_anew(tmp_path, caplog, damage):
     train = hidden_classes(0)
     fit(LinearAligner(16), train, train, CLASSES, rate=1e-2, checkpoint=tmp_path)
     (path,) = tmp_path.glob("*.pt")
-    path.write_bytes(path.read_bytes()[:1000])
+    path.write_bytes(damage(path.read_bytes()))
     assert fit(LinearAligner(16), train, train, CLASSES, rate=1e-2, checkpoint=tmp_path).accuracy > 0.9
     assert "training anew" in caplog.text
 
@@ -249,6 +272,19 @@ def test_a_task_that_makes_no_sense_is_refused(labels, classes, message):
     inputs, truth = hidden_classes(0)
     with pytest.raises(ValueError, match=message):
         fit(LinearAligner(16), (inputs, labels), (inputs, truth), classes)
+
+
+def test_a_checkpoint_of_other_inputs_or_another_schedule_is_not_taken_up(tmp_path, monkeypatch):
+    train, validation = hidden_classes(0), hidden_classes(1)
+    run = lambda *splits: fit(LinearAligner(16), *splits, CLASSES, rate=1e-3, checkpoint=tmp_path)
+    run(train, validation)
+    run(train, (validation[0] + 1, validation[1]))
+    late = train[0].clone()
+    late[400] += 1
+    run((late, train[1]), validation)
+    monkeypatch.setattr(alignment, "PATIENCE", 2)
+    run(train, validation)
+    assert len(list(tmp_path.glob("*.pt"))) == 4
 
 
 @pytest.mark.parametrize("family", ["openclip", "blip", "clip"])

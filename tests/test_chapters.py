@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from conftest import write_config
-from residual.chapters import PARAMETERS, ParameterError, check_parameters, load_results, main, project_root
+from residual.chapters import PARAMETERS, ParameterError, check_parameters, load_results, main, project_root, task_parts
 from residual.claims import CLAIMS
 
 ROOT = project_root()
@@ -68,6 +68,13 @@ def test_bad_parameters_stop_a_chapter_before_any_work(arguments, message, tmp_p
 def test_all_bad_parameters_are_named_at_once():
     with pytest.raises(ParameterError, match=r"split = 'all'.*; seed = -1"):
         check_parameters(split="all", seed=-1)
+
+
+def test_names_that_repeat_and_classes_without_images_are_refused():
+    with pytest.raises(ParameterError, match=r"tasks = .*\['digits'\] repeat"):
+        check_parameters(tasks=["digits", "shapes", "digits"])
+    with pytest.raises(ValueError, match="images = 100: 162 of 262 classes of emoji-flags have no training image"):
+        task_parts("emoji-flags", 100, 0)
 
 
 def test_results_of_a_chapter_that_was_not_run_say_which_to_run():

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from residual.encoders import Encoder
 from residual.extraction import pixels_for
-from residual.store import StoredUnits, write_bytes, write_tensors
+from residual.store import StoredUnits, tensors_checksum, write_bytes, write_tensors
 from residual.towers import read_tower
 from residual.units import Units, frames, trace, unit_labels
 
@@ -39,6 +39,7 @@ WARMUP = 20
 CUT = 0.9  # of the variance, for RD*
 
 KINDS = ("RD", "RD*", "RD_Y", "O")
+TENSORS = ("components", "unit", "means", "variances")  # of Bases
 log = logging.getLogger(__name__)
 
 
@@ -103,7 +104,9 @@ def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
     labels = tuple(label for label, *_ in parts)
     assert set(labels) <= {*names, "Y"}
     unit = torch.cat([torch.full((len(c),), i) for i, (_, c, _, _) in enumerate(parts)])
-    facts = manifest.model_dump(include={"encoder", "weights_hash", "dataset", "split", "dataset_hash", "count"})
+    facts = manifest.model_dump(
+        include={"encoder", "weights_hash", "precision", "dataset", "split", "dataset_hash", "count"}
+    )
     return Bases(
         kind,
         torch.cat([c for _, c, _, _ in parts]).float(),
@@ -115,24 +118,25 @@ def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
     )
 
 
-def coordinates(units: StoredUnits, bases: Bases, path: Path | str | None = None) -> Tensor:
+def coordinates(units: StoredUnits, bases: Bases, folder: Path | str | None = None) -> Tensor:
     """Every image along the components of its units [n k], less the reference mean, for `ResiDual.forward`.
 
-    For "RD", X0 follows in d columns more. In single precision in memory, or with `path` in half
-    precision in a file of that name (.npy) that is mapped into memory, and made shard by shard if it is
-    not there. Raises ValueError if units and bases are of different encoders.
+    For "RD", X0 follows in d columns more. In single precision in memory, or with `folder` in half precision in
+    a file mapped into memory, whose name tells units and bases, and which is made shard by shard if it is not there.
+    Raises ValueError if units and bases are of different encoders, and where half precision overflows.
     """
     if units.manifest.weights_hash != bases.provenance["weights_hash"]:
         raise ValueError(
             f"units are of {units.manifest.encoder}, bases of {bases.provenance['encoder']}: their weights differ"
         )
     shape = (units.manifest.count, bases.width)
-    if path is None:
+    if folder is None:
         made = torch.empty(shape)
         _fill(units, bases, made)
         return made
-    path = Path(path)
+    path = Path(folder) / f"{_origin(units, bases)}.npy"
     if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         mapped = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
         _fill(units, bases, torch.from_numpy(mapped))
@@ -144,6 +148,13 @@ def coordinates(units: StoredUnits, bases: Bases, path: Path | str | None = None
     return torch.from_numpy(mapped)
 
 
+def _origin(units: StoredUnits, bases: Bases) -> str:
+    """Changes with the units, whose manifest is sealed over the checksum of every shard, and with the bases."""
+    digest = hashlib.sha256(repr((units.manifest.sealed().seal, bases.kind, bases.labels)).encode())
+    digest.update(tensors_checksum({name: getattr(bases, name) for name in TENSORS}).encode())
+    return digest.hexdigest()[:16]
+
+
 def _fill(units: StoredUnits, bases: Bases, made: Tensor) -> None:
     components = {label: bases.components[bases.unit == i].double() for i, label in enumerate(bases.labels)}
     means = dict(zip(bases.labels, bases.means.double(), strict=True))
@@ -153,11 +164,11 @@ def _fill(units: StoredUnits, bases: Bases, made: Tensor) -> None:
         for label, own in components.items():
             target = made[start:stop, column : column + len(own)]
             target.copy_(_along(shard, units, label, own, means[label]))
-            if not target.isfinite().all():
-                raise ValueError(f"coordinates of {label} overflow {made.dtype}")
             column += len(own)
         if bases.kind == "RD":
             made[start:stop, column:].copy_(shard["blocks"][0])
+        if not made[start:stop].isfinite().all():
+            raise ValueError(f"coordinates {start} to {stop - 1} of {units.manifest.dataset} overflow {made.dtype}")
         start = stop
 
 
@@ -214,17 +225,22 @@ class ResiDual(nn.Module):
         Raises ValueError for an encoder with other weights than the bases'.
         """
         if encoder.weights_hash() != self.bases.provenance["weights_hash"]:
-            raise ValueError(f"{encoder.name} has other weights than {self.bases.provenance['encoder']}, its bases'")
+            own = self.bases.provenance
+            raise ValueError(
+                f"{encoder.name} in {encoder.dtype} has other weights than {own['encoder']} in {own['precision']}, "
+                "of which the bases are"
+            )
         fields = {name: getattr(encoder, name) for name in Encoder.__dataclass_fields__}
         return AlignedEncoder(**fields, transform=_Transform(self, encoder))
 
     def save(self, path: Path | str, **facts: str) -> None:
         """Scales, bases and provenance as safetensors. facts: what else to remember, such as the task."""
         tensors = {"scales": self.scales.detach()}
-        tensors |= {name: getattr(self.bases, name) for name in ("components", "unit", "means", "variances")}
+        tensors |= {name: getattr(self.bases, name) for name in TENSORS}
+        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         about = {"kind": self.bases.kind, "labels": json.dumps(self.bases.labels)}
-        about["provenance"] = json.dumps(self.bases.provenance | facts)
-        write_tensors(Path(path), {name: value.cpu().contiguous() for name, value in tensors.items()}, about)
+        about |= {"provenance": json.dumps(self.bases.provenance | facts), "sha256": tensors_checksum(tensors)}
+        write_tensors(Path(path), tensors, about)
 
     @staticmethod
     def load(path: Path | str) -> ResiDual:
@@ -232,6 +248,8 @@ class ResiDual(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if about["sha256"] != tensors_checksum(tensors):
+                raise ValueError("wrong checksum")
             scales = tensors.pop("scales")
             bases = Bases(
                 kind=about["kind"], labels=tuple(json.loads(about["labels"])),
@@ -351,7 +369,7 @@ def fit(
     train, validation = ((inputs, labels.long()) for inputs, labels in (train, validation))
     device = next(aligner.parameters()).device
     task = _Task(train, classes.to(device), scale, device)
-    place = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation[1], rate, seed)}.pt"
+    place = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation, rate, seed)}.pt"
     state = _resume(place)
     rate = state["rate"] if state else rate or find_rate(aligner, train, classes, scale=scale, seed=seed)
     trained = [p for p in aligner.parameters() if p.requires_grad]
@@ -491,10 +509,13 @@ def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
         named[name].copy_(value)
 
 
-def _key(aligner: nn.Module, task: _Task, labels: Tensor, rate: float | None, seed: int) -> str:
-    """Changes with all that a training depends on; of its inputs, with their first rows."""
-    digest = hashlib.sha256(repr((type(aligner).__name__, task.scale, rate, seed, len(task.train[0]))).encode())
-    for value in (task.train[0][:BATCH], task.train[1], labels, task.classes, *_trainable(aligner).values()):
+def _key(aligner: nn.Module, task: _Task, validation: tuple[Tensor, Tensor], rate: float | None, seed: int) -> str:
+    """Changes with all that a training depends on; of its inputs, with a thousand rows of either split."""
+    schedule = EPOCHS, PATIENCE, BATCH, WARMUP
+    facts = type(aligner).__name__, task.scale, rate, seed, schedule, len(task.train[0]), len(validation[0])
+    digest = hashlib.sha256(repr(facts).encode())
+    rows = (inputs[:: max(1, len(inputs) // 1000)] for inputs in (task.train[0], validation[0]))
+    for value in (*rows, task.train[1], validation[1], task.classes, *_trainable(aligner).values()):
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
@@ -503,18 +524,18 @@ def _keep(path: Path, state: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
 
 
 def _resume(path: Path | None) -> dict[str, object] | None:
     """What a stopped run of the same training left; None where there is nothing to go on from."""
     if path is None or not path.is_file():
         return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        log.warning("%s is damaged (%s); training anew", path, error)
+    data = path.read_bytes()
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        log.warning("%s is damaged; training anew", path)
         return None
+    return torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
 
 
 def parameter_count(aligner: nn.Module) -> int:

@@ -40,6 +40,12 @@ def _one_of(options: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _distinct(values: list[str]) -> list[str]:
+    if repeated := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"{repeated} repeat; name each once")
+    return values
+
+
 def _device(value: str) -> str:
     torch.zeros(1, device=value).item()  # raises RuntimeError or AssertionError where nothing can be computed there
     return value
@@ -48,9 +54,9 @@ def _device(value: str) -> str:
 Encoder = Annotated[str, AfterValidator(check_name)]
 PARAMETERS: dict[str, Any] = {
     "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
-    "encoders": Annotated[list[Encoder], Field(min_length=1)],
-    "controls": list[Encoder],
-    "tasks": Annotated[list[Annotated[str, _one_of(task_names())]], Field(min_length=1)],
+    "encoders": Annotated[list[Encoder], Field(min_length=1), AfterValidator(_distinct)],
+    "controls": Annotated[list[Encoder], AfterValidator(_distinct)],
+    "tasks": Annotated[list[Annotated[str, _one_of(task_names())]], Field(min_length=1), AfterValidator(_distinct)],
     "dataset": Annotated[str, _one_of(loadable_names())],
     "split": Annotated[str, _one_of(SPLITS)],
     "images": Annotated[int, Field(ge=100)],  # a quarter of them must do for TwoNN
@@ -125,6 +131,7 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
     """Every split of a task: its data set, at most `images` of it (half of that for validation), and the task's labels.
 
     Tasks of one data set have their images in common. Training images are balanced over its classes.
+    Raises ValueError where a class has no training image.
     """
     own, factor = split_task(task)
     parts = {}
@@ -133,6 +140,10 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
         count = min(images // 2 if split == "validation" else images, len(data))
         data = data.balanced(count) if split == "train" else data.head(count)
         parts[split] = data, data.factors[factor].values if factor else data.labels
+    data, labels = parts["train"]
+    count = len(data.factors[factor].names if factor else data.classes)
+    if missing := count - len(labels.unique()):
+        raise ValueError(f"images = {images}: {missing} of {count} classes of {task} have no training image; take more")
     return parts
 
 

@@ -1,8 +1,8 @@
 """The paper's claims as checks over results.
 
 `CLAIMS` holds, for every claim, what is measured, from where on it counts as supported or as not
-supported, and why there. Each was written down before its results were seen, but for "low-dimensional"
-and "evr1-factor", which came later and take their bounds from the published tables.
+supported, and why there. Each was written down before its results were seen, but for some; the page of claims
+says which, and where their bounds come from.
 """
 
 from __future__ import annotations
@@ -247,7 +247,9 @@ def bootstrap(
 def bootstrap_rows(
     statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, *, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """A statistic of a table, and its percentile interval of 95 % from drawing the rows anew."""
+    """A statistic of a table, and its percentile interval of 95 % from drawing the rows anew; NaN below three rows."""
+    if len(table) < 3:
+        return float(statistic(table)), (float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
     rows = generator.integers(len(table), size=(RESAMPLES, len(table)))
     low, high = np.nanpercentile([statistic(table.iloc[drawn]) for drawn in rows], [2.5, 97.5])

