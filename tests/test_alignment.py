@@ -276,7 +276,10 @@ def test_a_task_that_makes_no_sense_is_refused(labels, classes, message):
 
 def test_a_checkpoint_of_other_inputs_or_another_schedule_is_not_taken_up(tmp_path, monkeypatch):
     train, validation = hidden_classes(0), hidden_classes(1)
-    run = lambda *splits: fit(LinearAligner(16), *splits, CLASSES, rate=1e-3, checkpoint=tmp_path)
+
+    def run(*splits):
+        fit(LinearAligner(16), *splits, CLASSES, rate=1e-3, checkpoint=tmp_path)
+
     run(train, validation)
     run(train, (validation[0] + 1, validation[1]))
     late = train[0].clone()
