@@ -230,7 +230,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("imagenet", "train", "unknown data set 'imagenet'; choose from reference"),
+        ("imagenet-r", "train", "unknown data set 'imagenet-r'; choose from reference"),
         ("shapes-size", "train", "unknown data set 'shapes-size'"),
         ("digits", "dev", "unknown split 'dev'"),
     ],

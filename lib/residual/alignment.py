@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from residual.encoders import Encoder
 from residual.extraction import pixels_for
+from residual.hub import EncodedImages
 from residual.store import StoredUnits, tensors_checksum, write_bytes, write_tensors
 from residual.towers import read_tower
 from residual.units import Units, frames, trace, unit_labels
@@ -40,6 +41,7 @@ CUT = 0.9  # of the variance, for RD*
 
 KINDS = ("RD", "RD*", "RD_Y", "O")
 TENSORS = ("components", "unit", "means", "variances")  # of Bases
+Inputs = Tensor | EncodedImages  # of an aligner: outputs, coordinates or images
 log = logging.getLogger(__name__)
 
 
@@ -314,7 +316,7 @@ class AlignedEncoder(Encoder):
 class FineTuned(nn.Module):
     """A copy of an encoder, in single precision, whose vision tower and projection are trained; its text tower is not.
 
-    Takes uint8 images [n 3 h w]. `.encoder` is the encoder that results.
+    Takes images of a Dataset. `.encoder` is the encoder that results.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -326,7 +328,7 @@ class FineTuned(nn.Module):
             if isinstance(parameter, nn.Parameter):
                 parameter.requires_grad_(True)
 
-    def forward(self, images: Tensor) -> Float[Tensor, "n d"]:
+    def forward(self, images: Inputs) -> Float[Tensor, "n d"]:
         return self.encoder.encode_image(pixels_for(self.encoder, images))
 
 
@@ -345,8 +347,8 @@ class Fit:
 
 def fit(
     aligner: nn.Module,
-    train: tuple[Tensor, Int64[Tensor, "n"]],
-    validation: tuple[Tensor, Int64[Tensor, "m"]],
+    train: tuple[Inputs, Int64[Tensor, "n"]],
+    validation: tuple[Inputs, Int64[Tensor, "m"]],
     classes: Float[Tensor, "c d"],
     *,
     scale: float = 100.0,
@@ -406,7 +408,7 @@ def fit(
 
 def find_rate(
     aligner: nn.Module,
-    train: tuple[Tensor, Int64[Tensor, "n"]],
+    train: tuple[Inputs, Int64[Tensor, "n"]],
     classes: Float[Tensor, "c d"],
     *,
     scale: float = 100.0,
@@ -447,7 +449,7 @@ def find_rate(
 
 @dataclass(frozen=True)
 class _Task:
-    train: tuple[Tensor, Tensor]
+    train: tuple[Inputs, Tensor]
     classes: Tensor
     scale: float
     device: torch.device
@@ -463,19 +465,21 @@ class _Task:
         return F.cross_entropy(logits, labels[rows.to(labels.device)].to(self.device))
 
     @torch.no_grad()
-    def accuracy(self, aligner: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    def accuracy(self, aligner: nn.Module, inputs: Inputs, labels: Tensor) -> float:
         hits = 0
         for rows in torch.arange(len(inputs)).split(4 * BATCH):
             best = (aligner(self._take(inputs, rows)) @ self.classes.T).argmax(1)
             hits += int((best == labels[rows.to(labels.device)].to(self.device)).sum())
         return hits / len(inputs)
 
-    def _take(self, inputs: Tensor, rows: Tensor) -> Tensor:
+    def _take(self, inputs: Inputs, rows: Tensor) -> Inputs:
+        if not isinstance(inputs, Tensor):
+            return inputs[rows]
         own = inputs[rows.to(inputs.device)].to(self.device)
         return own.to(self.classes.dtype) if own.is_floating_point() else own
 
 
-def _check_labels(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], classes: Tensor) -> None:
+def _check_labels(train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], classes: Tensor) -> None:
     count = len(classes)
     if not classes.isfinite().all():
         raise ValueError("class encodings hold NaN or infinity")
@@ -484,7 +488,11 @@ def _check_labels(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor
     for name, (inputs, labels) in (("training", train), ("validation", validation)):
         if len(inputs) != len(labels) or len(labels) == 0:
             raise ValueError(f"{len(inputs)} {name} images and {len(labels)} labels")
-        if inputs.is_floating_point() and not all(part.isfinite().all() for part in inputs.split(1024)):
+        if (
+            isinstance(inputs, Tensor)
+            and inputs.is_floating_point()
+            and not all(part.isfinite().all() for part in inputs.split(1024))
+        ):
             raise ValueError(f"{name} inputs hold NaN or infinity; look at the images they came from")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= count:
@@ -509,13 +517,18 @@ def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
         named[name].copy_(value)
 
 
-def _key(aligner: nn.Module, task: _Task, validation: tuple[Tensor, Tensor], rate: float | None, seed: int) -> str:
+def _key(aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float | None, seed: int) -> str:
     """Changes with all that a training depends on; of its inputs, with a thousand rows of either split."""
     schedule = EPOCHS, PATIENCE, BATCH, WARMUP
     facts = type(aligner).__name__, task.scale, rate, seed, schedule, len(task.train[0]), len(validation[0])
     digest = hashlib.sha256(repr(facts).encode())
-    rows = (inputs[:: max(1, len(inputs) // 1000)] for inputs in (task.train[0], validation[0]))
-    for value in (*rows, task.train[1], validation[1], task.classes, *_trainable(aligner).values()):
+    tensors = []
+    for inputs in (task.train[0], validation[0]):
+        if isinstance(inputs, Tensor):
+            tensors.append(inputs[:: max(1, len(inputs) // 1000)])
+        else:
+            digest.update(inputs.fingerprint().encode())
+    for value in (*tensors, task.train[1], validation[1], task.classes, *_trainable(aligner).values()):
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 

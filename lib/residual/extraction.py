@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from residual.data import Dataset, load_dataset
 from residual.encoders import Encoder
+from residual.hub import EncodedImages
 from residual.spectrum import Moments
 from residual.store import (
     MANIFEST,
@@ -46,14 +48,19 @@ def extract(
     coordinates: str | None = None,
     batch: int = 128,
     shard: int = 4096,
+    workers: int = 0,
+    part: tuple[int, int] | None = None,
     progress: bool = True,
-) -> StoredUnits:
+) -> StoredUnits | None:
     """Stream a data set through an encoder once, and keep what the analysis needs.
 
     dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the folder of all
     extractions; this one has a folder of its own, named after all that it depends on.
     coordinates: also keep every sample's coordinates, in "float16", "bfloat16" or "float32".
-    batch: images a forward pass. shard: images a file, the most that is lost when a run is killed.
+    batch: images a forward pass; halved where memory does not suffice. shard: images a file, the most that is
+    lost when a run is killed. workers: processes that decode images. part: (i, n) for every n-th shard from the i-th
+    on, so that n runs share the work, on one machine or many; None is returned, and a run without `part`
+    puts together what they left.
     An extraction that is there already is checked and returned; a part of one is completed.
     A second run on the same folder waits for the first. Raises ValueError for bad arguments,
     StoreError where a folder holds something else, OSError when the disk is full.
@@ -62,6 +69,8 @@ def extract(
         raise ValueError(f"coordinates must be None or one of {list(PRECISIONS)}, not {coordinates!r}")
     if batch < 1 or shard < 1:
         raise ValueError(f"batch and shard must be positive, not {batch} and {shard}")
+    if part is not None and not 0 <= part[0] < part[1]:
+        raise ValueError(f"part must be (i, n) with i from 0 to n - 1, not {part}")
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
     wanted = _describe(encoder, data, coordinates, batch, shard)
     key = hashlib.sha256(wanted.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
@@ -70,14 +79,17 @@ def extract(
     )
     folder = Path(root) / f"{names}--{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        manifest = _resume(folder, wanted)
-        if not manifest.frames:
+    own_name = MANIFEST if part is None else f"part-{part[0]}-of-{part[1]}.json"
+    with _locked(folder, own_name):
+        manifest = _resume(folder, wanted, own_name)
+        if part is None:
+            manifest = _gather(folder, manifest)
+        if part is None and not manifest.frames:
             own = frames(encoder)
             checksum = write_tensors(
                 folder / "frames.safetensors", {"heads": own.heads.cpu(), "constant": own.heads_constant.cpu()}
             )
-            manifest = _record(folder, manifest, frames=checksum)
+            manifest = _record(folder, manifest, own_name, frames=checksum)
         starts = range(0, len(data), shard)
         kept = {s.file: s for s in manifest.shards}
         done = sum(s.rows for s in manifest.shards)
@@ -85,13 +97,42 @@ def extract(
         with tqdm(total=len(data), initial=done, desc=label, unit="image", disable=not progress) as bar:
             for index, start in enumerate(starts):
                 name = f"shard-{index:05d}.safetensors"
-                if name in kept:
+                if name in kept or (part is not None and index % part[1] != part[0]):
                     continue
-                stop = min(start + shard, len(data))
-                tensors = _extract_shard(encoder, data, range(start, stop), batch, coordinates, bar)
-                kept[name] = Shard(file=name, rows=stop - start, sha256=write_tensors(folder / name, tensors))
-                manifest = _record(folder, manifest, shards=tuple(kept[k] for k in sorted(kept)))
-    return load_units(folder, verify=False)
+                rows = range(start, min(start + shard, len(data)))
+                tensors = None
+                while tensors is None:
+                    try:
+                        tensors = _extract_shard(encoder, data, rows, batch, coordinates, workers)
+                    except (torch.OutOfMemoryError, RuntimeError) as error:
+                        if batch == 1 or not _out_of_memory(error):
+                            raise
+                        batch //= 2
+                        log.warning("memory does not suffice; going on with batches of %d", batch)
+                        error = None  # its traceback holds the batch
+                        if encoder.device.type == "cuda":
+                            torch.cuda.empty_cache()
+                kept[name] = Shard(file=name, rows=len(rows), sha256=write_tensors(folder / name, tensors))
+                manifest = _record(folder, manifest, own_name, shards=tuple(kept[k] for k in sorted(kept)))
+                bar.update(len(rows))
+    return None if part is not None else load_units(folder, verify=False)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _gather(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest with the shards that runs on parts have left, each held against its checksum."""
+    shards = {shard.file: shard for shard in manifest.shards}
+    for path in sorted(folder.glob("part-*.json")):
+        found = read_manifest(folder, path.name)
+        if found is None or not found.same_run(manifest):
+            log.warning("%s cannot be read or is of another run; its shards are extracted again", path)
+            continue
+        bad = damaged_files(folder, found)
+        shards |= {shard.file: shard for shard in found.shards if shard.file not in bad and shard.file not in shards}
+    return manifest.model_copy(update={"shards": tuple(shards[name] for name in sorted(shards))})
 
 
 def _describe(encoder: Encoder, data: Dataset, coordinates: str | None, batch: int, shard: int) -> Manifest:
@@ -115,14 +156,17 @@ def _describe(encoder: Encoder, data: Dataset, coordinates: str | None, batch: i
 
 
 def _extract_shard(
-    encoder: Encoder, data: Dataset, rows: range, batch: int, coordinates: str | None, bar: tqdm
+    encoder: Encoder, data: Dataset, rows: range, batch: int, coordinates: str | None, workers: int
 ) -> dict[str, Tensor]:
     """Moments of one shard, and its coordinates with the samples' axis before their last."""
     merged: dict[str, Moments] = {}
     kept: dict[str, list[Tensor]] = {"heads": [], "blocks": [], "outputs": []}
-    for start in range(rows.start, rows.stop, batch):
-        stop = min(start + batch, rows.stop)
-        units = trace(encoder, pixels_for(encoder, data.images[start:stop]))
+    batches = _Batches(encoder, data.images[rows.start : rows.stop].split(batch))
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=encoder.device.type == "cuda")
+    stop = rows.start
+    for pixels in loader:
+        start, stop = stop, stop + len(pixels)
+        units = trace(encoder, pixels)
         if not all(value.isfinite().all() for value in (units.coordinates, units.blocks, units.output)):
             raise ValueError(f"{encoder.name} gives NaN or infinity for images {start} to {stop - 1} of {data.name}")
         for name, samples in (("heads", units.coordinates), ("blocks", units.blocks), ("output", units.output)):
@@ -132,7 +176,6 @@ def _extract_shard(
             kept["heads"].append(units.coordinates.movedim(0, -2).to(PRECISIONS[coordinates]).cpu())
             kept["blocks"].append(units.blocks.movedim(0, -2).to(PRECISIONS[coordinates]).cpu())
             kept["outputs"].append(units.output.to(PRECISIONS[coordinates]).cpu())
-        bar.update(stop - start)
     tensors = {f"{name}.mean": own.mean for name, own in merged.items()}
     tensors |= {f"{name}.scatter": own.scatter for name, own in merged.items()}
     if coordinates:
@@ -143,17 +186,32 @@ def _extract_shard(
     return {name: value.contiguous().cpu() for name, value in tensors.items()}
 
 
-def pixels_for(encoder: Encoder, images: Tensor) -> Tensor:
+def pixels_for(encoder: Encoder, images: Tensor | EncodedImages) -> Tensor:
     """uint8 images as they are where the size fits, else through the encoder's own preprocessing."""
+    if not isinstance(images, Tensor):
+        return torch.stack([encoder.preprocess(image) for image in images])
     if tuple(images.shape[2:]) == encoder.tower.image_size:
         return images
     return torch.stack([encoder.preprocess(to_pil_image(image)) for image in images])
 
 
+class _Batches(torch.utils.data.Dataset):
+    """Pixels of batches, for workers that decode while the encoder computes."""
+
+    def __init__(self, encoder: Encoder, parts: Sequence[Tensor | EncodedImages]) -> None:
+        self.encoder, self.parts = encoder, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return pixels_for(self.encoder, self.parts[index])
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, name: str) -> Iterator[None]:
     """One run at a time; the lock goes with the process that holds it, however that ends."""
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / f".{name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -165,25 +223,25 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _resume(folder: Path, wanted: Manifest) -> Manifest:
+def _resume(folder: Path, wanted: Manifest, name: str) -> Manifest:
     """The state to go on from: what is on disk, less what is damaged."""
-    for leftover in folder.glob("*.partial"):
+    for leftover in folder.glob("*.partial") if name == MANIFEST else ():
         leftover.unlink()
-    found = read_manifest(folder)
+    found = read_manifest(folder, name)
     if found is None:
-        if (folder / MANIFEST).exists():
-            log.warning("%s cannot be read or was altered; extracting anew", folder / MANIFEST)
+        if (folder / name).exists():
+            log.warning("%s cannot be read or was altered; extracting anew", folder / name)
         return wanted
     if not found.same_run(wanted):
         raise StoreError(f"{folder} holds another extraction ({found.encoder} on {found.dataset}); move it away")
     bad = damaged_files(folder, found)
-    for name in bad:
-        log.warning("%s is missing or damaged; extracting it again", folder / name)
+    for file in bad:
+        log.warning("%s is missing or damaged; extracting it again", folder / file)
     shards = tuple(shard for shard in found.shards if shard.file not in bad)
     return found.model_copy(update={"shards": shards, "frames": "" if "frames.safetensors" in bad else found.frames})
 
 
-def _record(folder: Path, manifest: Manifest, **changes: object) -> Manifest:
+def _record(folder: Path, manifest: Manifest, name: str, **changes: object) -> Manifest:
     manifest = manifest.model_copy(update=changes).sealed()
-    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+    write_bytes(folder / name, manifest.model_dump_json(indent=2).encode())
     return manifest

@@ -185,10 +185,10 @@ def load_units(folder: Path | str, *, verify: bool = True) -> StoredUnits:
     return StoredUnits(folder, manifest, Frames(stored["heads"], stored["constant"]), **merged)
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     """The manifest of a folder; None where there is none, or it cannot be read or was altered."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+        manifest = Manifest.model_validate_json((folder / name).read_text())
     except (FileNotFoundError, ValidationError, UnicodeDecodeError):
         return None
     return manifest if manifest == manifest.sealed() else None

@@ -1,0 +1,278 @@
+"""Sets in the three common formats, built here and read by the real `datasets`; and what can go wrong."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from residual import extract, hub, load_dataset
+from residual.alignment import FineTuned, fit
+from residual.chapters import ParameterError, check_parameters, task_parts
+from residual.hub import DataError, catalogue
+from residual.selection import encode_images
+
+COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
+NAMES = ("red thing", "green thing", "blue thing")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+
+
+def png(label: int, index: int) -> bytes:
+    """An image of its class's colour, of a size and brightness of its own."""
+    pixels = np.full((30 + index % 7, 40, 3), COLOURS[label], np.uint8)
+    pixels[: index + 1, 0] = index
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, count: int, broken: tuple[int, ...] = (), classes: int = 3) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for index in range(count):
+            image = png(index % 3, index)
+            for ext, data in (
+                ("cls", str(index % classes).encode()),
+                ("png", image[:60] if index in broken else image),
+            ):
+                info = tarfile.TarInfo(f"s{index:07d}.{ext}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def write_webdataset(folder: Path, broken: tuple[int, ...] = ()) -> Path:
+    write_tar(folder / "train/0.tar", 60, broken)
+    write_tar(folder / "test/0.tar", 30)
+    (folder / "classnames.txt").write_text("\n".join(NAMES) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\na drawing of a {c}.\n")
+    return folder
+
+
+def write_images(folder: Path, splits: dict[str, int]) -> Path:
+    for split, count in splits.items():
+        for index in range(count):
+            path = folder / split / NAMES[index % 3] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(index % 3, index))
+    return folder
+
+
+def write_parquet(folder: Path) -> Path:
+    found = datasets.load_dataset(str(write_images(folder.with_name("images"), {"train": 60, "test": 30})))
+    (folder / "data").mkdir(parents=True)
+    for split, table in found.items():
+        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+WRITERS = {
+    "webdataset": write_webdataset,
+    "parquet": write_parquet,
+    "images": lambda folder: write_images(folder, {"train": 60, "test": 30}),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_format_gives_the_same_kind_of_data(tmp_path, kind, encoder):
+    folder = WRITERS[kind](tmp_path / "mes données")  # a space, and no ASCII
+    splits = {split: load_dataset(str(folder), split) for split in ("train", "validation", "test")}
+    assert {split: len(data) for split, data in splits.items()} == {"train": 54, "validation": 6, "test": 30}
+    for data in splits.values():
+        assert sorted(data.classes) == sorted(NAMES)
+        for image, label in zip(data.images, data.labels.tolist(), strict=True):
+            assert image.mode == "RGB"
+            assert image.getpixel((20, 20)) == COLOURS[NAMES.index(data.classes[label])]
+    assert len(torch.bincount(splits["train"].labels).unique()) == 1
+    seen = [
+        {images.checksums[row] for row in images.rows.tolist()}
+        for images in (splits["train"].images, splits["validation"].images)
+    ]
+    assert not seen[0] & seen[1]
+    expected = ("a photo of a {}.", "a drawing of a {}.") if kind == "webdataset" else ("a photo of a {}.",)
+    assert splits["train"].templates == expected
+    again, other = load_dataset(str(folder)), load_dataset(str(folder), seed=1)
+    assert again.fingerprint() == splits["train"].fingerprint() != other.fingerprint()
+
+
+def test_a_set_that_is_not_divided_is_divided_by_class(tmp_path):
+    folder = write_images(tmp_path / "set", {"train": 60})
+    parts = task_parts(str(folder), 1000, 0)
+    assert {split: len(data) for split, (data, _) in parts.items()} == {"train": 36, "validation": 12, "test": 12}
+    seen = [images.checksums[row] for images in (data.images for data, _ in parts.values()) for row in images.rows]
+    assert len(set(seen)) == 60
+
+
+def test_corrupt_images_are_counted_named_and_left_out(tmp_path, caplog):
+    data = load_dataset(str(write_webdataset(tmp_path / "set", broken=(3, 17))))
+    assert data.excluded == ("s0000003", "s0000017")
+    assert "2 of 60 images cannot be decoded and are left out: s0000003, s0000017" in caplog.text
+    assert len(data) + len(load_dataset(str(tmp_path / "set"), "validation")) == 58
+    assert sum(1 for _ in data.images) == len(data)
+
+
+def test_units_are_those_of_the_preprocessed_images_with_workers_or_without(tmp_path, encoder):
+    data = load_dataset(str(write_webdataset(tmp_path / "set")))
+
+    def run(name, **more):
+        options = {"coordinates": "float32", "batch": 7, "shard": 20, "progress": False} | more
+        return extract(encoder, data, root=tmp_path / name, **options)
+
+    plain, helped = run("plain"), run("helped", workers=1)
+    pixels = torch.stack([encoder.preprocess(image) for image in data.images])
+    assert plain.outputs().allclose(encoder.encode_image(pixels), atol=1e-5)
+    assert encode_images(encoder, data).allclose(plain.outputs(), atol=1e-5)
+    assert helped.outputs().equal(plain.outputs())
+    assert helped.heads.scatter.equal(plain.heads.scatter)
+    assert plain.class_labels().equal(data.labels)
+
+
+def test_parts_of_an_extraction_merge_to_identical_moments(tmp_path, encoder, dataset):
+
+    def run(name, **more):
+        options = {"coordinates": "float32", "batch": 8, "shard": 16, "progress": False} | more
+        return extract(encoder, dataset, root=tmp_path / name, **options)
+
+    whole = run("whole")
+    for i in (2, 0, 1):
+        assert run("parts", part=(i, 3)) is None
+    (folder,) = (tmp_path / "parts").iterdir()
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+    merged = run("parts")
+    assert written == {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}  # none was made again
+    for name in ("heads", "blocks", "output"):
+        assert getattr(merged, name).mean.equal(getattr(whole, name).mean)
+        assert getattr(merged, name).scatter.equal(getattr(whole, name).scatter)
+    with pytest.raises(ValueError, match="part must be"):
+        run("parts", part=(3, 3))
+
+
+def test_a_part_that_was_damaged_or_never_ran_is_made_up_for(tmp_path, encoder, dataset):
+
+    def run(name, **more):
+        return extract(encoder, dataset, root=tmp_path / name, shard=16, progress=False, **more)
+
+    run("parts", part=(0, 2))
+    (folder,) = (tmp_path / "parts").iterdir()
+    first = next(iter(sorted(folder.glob("shard-*"))))
+    first.write_bytes(first.read_bytes()[:-9])
+    assert run("parts").heads.scatter.equal(run("whole").heads.scatter)
+
+
+def test_batches_are_halved_where_memory_does_not_suffice(tmp_path, encoder, dataset, monkeypatch, caplog):
+    from residual import extraction
+
+    trace, sizes = extraction.trace, []
+
+    def small_memory(encoder, pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return trace(encoder, pixels)
+
+    monkeypatch.setattr(extraction, "trace", small_memory)
+    units = extract(encoder, dataset, root=tmp_path, coordinates="float32", batch=64, progress=False)
+    assert sizes[:3] == [64, 32, 16]
+    assert "batches of 16" in caplog.text
+    assert units.outputs().allclose(encoder.encode_image(dataset.images), atol=1e-5)
+    monkeypatch.setattr(extraction, "trace", lambda *_: (_ for _ in ()).throw(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        extract(encoder, dataset, root=tmp_path / "b", progress=False)
+
+
+def test_fine_tuning_takes_images_of_a_file(tmp_path, encoder):
+    parts = task_parts(str(write_webdataset(tmp_path / "set")), 60, 0)
+    (seen, known), (held, truth) = ((parts[split][0].images, parts[split][1]) for split in ("train", "validation"))
+    classes = torch.nn.functional.normalize(
+        torch.randn(3, encoder.output_dim, generator=torch.Generator().manual_seed(0))
+    )
+    result = fit(FineTuned(encoder), (seen, known), (held, truth), classes, rate=1e-3, checkpoint=tmp_path / "fits")
+    assert result.accuracy > 0.9
+
+
+def test_bad_sets_say_what_is_wrong(tmp_path):
+    folder = write_webdataset(tmp_path / "set")
+    (folder / "classnames.txt").write_text("one\ntwo\n")
+    with pytest.raises(ValueError, match="labels run from 0 to 2, but 2 classes have names"):
+        load_dataset(str(folder))
+    (folder / "classnames.txt").unlink()
+    with pytest.raises(ValueError, match=r"numbers for labels and no classnames\.txt"):
+        load_dataset(str(folder))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be read as webdataset tars, parquet or an image folder"):
+        load_dataset(str(tmp_path / "empty"))
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "train.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no labelled split"):
+        load_dataset(str(text))
+    (write_webdataset(tmp_path / "cut") / "train/0.tar").write_bytes((tmp_path / "cut/test/0.tar").read_bytes()[:5000])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_dataset(str(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (datasets.exceptions.DatasetNotFoundError("Dataset x is a gated dataset on the Hub."), "hf auth login"),
+        (datasets.exceptions.DatasetNotFoundError("Dataset x doesn't exist"), "there is no clip-benchmark/wds"),
+        (ConnectionError("Couldn't reach it"), "set HF_HOME to a cache that holds it, or give a local folder"),
+        (TimeoutError("timed out"), "what was downloaded so far is kept"),
+        (datasets.exceptions.NonMatchingChecksumError("x"), "is not what clip-benchmark/wds_imagenet1k declares"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ],
+)  # fmt: skip
+def test_what_a_hub_can_do_to_us_is_told_with_its_remedy(monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha="a" * 40))
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=f"imagenet.*{message}"):
+        load_dataset("imagenet")
+
+
+def test_the_revision_of_the_first_load_stays_unless_one_is_given(tmp_path, monkeypatch):
+    folder, load, asked = write_webdataset(tmp_path / "set"), datasets.load_dataset, []
+    shas = iter(["a" * 40, "b" * 40])
+    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha=next(shas)))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file, **_: str(folder / file))
+
+    def fake(source, revision=None):
+        asked.append((source, revision))
+        return load(str(folder))
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    for name in ("cifar10", "cifar10", "cifar10@" + "c" * 40, "someone/things"):
+        assert load_dataset(name, "test").classes == NAMES
+    repo = "clip-benchmark/wds_vtab-cifar10"
+    assert asked == [(repo, "a" * 40), (repo, "a" * 40), (repo, "c" * 40), ("someone/things", "b" * 40)]
+
+
+def test_chapters_take_data_sets_of_a_hub_and_folders_and_refuse_others(tmp_path):
+    check_parameters(tasks=["cifar10", "org/name", str(tmp_path), "digits"], dataset="imagenet@abc")
+    with pytest.raises(ParameterError, match=r"unknown data set 'cifar11'; choose from .*cifar10"):
+        check_parameters(tasks=["cifar11"])
+    with pytest.raises(ParameterError, match="unknown data set"):
+        check_parameters(dataset=str(tmp_path / "none"))
+
+
+def test_the_catalogue_holds_the_papers_sets():
+    assert len(catalogue()) == 13  # and random images, which are drawn
+    for entry in catalogue().values():
+        counts = entry.counts()
+        assert all(count > 0 for count in counts.values())
+        assert sum(counts.values()) <= entry.train + entry.test
+    assert catalogue()["imagenet"].counts()["train"] == 80_000
