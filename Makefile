@@ -7,11 +7,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= mini
 CHAPTER ?= dimension
 NAME ?= mini-openclip
+DEVICE ?=
+GPUS ?= 1
 ARGS ?=
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint lab chapter bench zoo artwork clean
+.PHONY: help book plan units unlock test lint lab chapter bench zoo artwork clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,9 +25,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[book,test]'
 	@touch $@
 
-book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini)
-	$(BIN)/snakemake --quiet rules --cores all --config profile=$(PROFILE)
+book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEVICE=cuda)
+	$(BIN)/snakemake --quiet rules --cores all --resources gpu=$(GPUS) --config profile=$(PROFILE) $(if $(DEVICE),device=$(DEVICE)) $(ARGS)
 	@echo "Open $(CURDIR)/_build/html/index.html"
+
+plan: $(VENV)/.installed  ## what a profile would run, and what that costs (PROFILE=paper ARGS="--tflops 60")
+	$(BIN)/python -m residual.plan $(PROFILE) $(ARGS)
+
+units: $(VENV)/.installed  ## extract all that a profile reads, as jobs (PROFILE=paper DEVICE=cuda ARGS=--dry-run)
+	$(BIN)/snakemake units --quiet rules --cores all --resources gpu=$(GPUS) --config profile=$(PROFILE) units=1 $(if $(DEVICE),device=$(DEVICE)) $(ARGS)
+
+unlock:  ## after a run was killed
+	$(BIN)/snakemake --unlock --cores 1 --config profile=$(PROFILE)
 
 test: $(VENV)/.installed  ## the tests
 	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .

@@ -1,4 +1,4 @@
-# The run as a graph: chapters -> book. A chapter is run again when its text, its profile, the library, its
+# The run as a graph: units -> chapters -> book. A chapter is run again when its text, its profile, the library, its
 # published numbers or its place in the table of contents changed. Extractions have checksums of their own.
 import shlex
 import sys
@@ -17,11 +17,21 @@ PAGES = [entry["file"] for entry in yaml.safe_load(Path("_toc.yml").read_text())
 CHAPTERS = [page for page in PAGES if "{code-cell}" in Path(f"book/{page}.md").read_text()]
 # Chapters that read what others left; alignment has the units of selection extracted already.
 AFTER = {
+    "reproduction": ("selection", "alignment"),
     "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
     "alignment": ("selection",),
     "tables": ("selection",),
 }
 PLAIN = ["intro", *(page for page in PAGES if page not in CHAPTERS)]
+DEVICE = config.get("device")
+# Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Small ones the chapters make themselves.
+UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1", "true", "yes")
+PARTS = int(config.get("parts", 1))  # jobs that share one extraction
+JOBS = {}
+if UNITS:
+    from residual.plan import jobs_by_chapter
+
+    JOBS = {chapter: [job.name for job in own] for chapter, own in jobs_by_chapter(Path(f"profiles/{PROFILE}.yml")).items()}
 LIBRARY = sorted(str(p) for p in Path("lib/residual").rglob("*") if p.is_file() and p.suffix != ".pyc")
 
 
@@ -31,13 +41,63 @@ rule publish:
         f"_build/site/{PROFILE}/_build/html/index.html",
     output:
         f"_build/html/.{PROFILE}",
+    params:
+        runs=f"_build/runs/{PROFILE}",
+    # A chapter that failed is in the book, with its error; it is run again the next time, and this run has failed.
     shell:
-        "rm -rf _build/html && cp -r _build/site/{PROFILE}/_build/html _build/html && touch {output}"
+        """
+        rm -rf _build/html && cp -r _build/site/{PROFILE}/_build/html _build/html && touch {output}
+        failed=$(cd {params.runs} && ls *.failed 2>/dev/null | sed 's/.ipynb.failed//' || true)
+        for chapter in $failed; do rm {params.runs}/$chapter.ipynb {params.runs}/$chapter.ipynb.failed; done
+        test -z "$failed" || {{ echo "These chapters failed, and their pages show where:" $failed >&2; exit 1; }}
+        """
+
+
+rule units:
+    input:
+        sorted({f"_build/units/jobs/{job}" for own in JOBS.values() for job in own}),
+
+
+# What is extracted has checksums of its own, and is checked when it is read: here it counts that a job ended.
+rule unit:
+    input:
+        [f"_build/units/jobs/{{job}}.{i}-of-{PARTS}" for i in range(PARTS)] if PARTS > 1 else [],
+    output:
+        touch("_build/units/jobs/{job}"),
+    wildcard_constraints:
+        job=r"[^/]+--[0-9a-f]{6}",
+    threads: 4
+    retries: 2
+    resources:
+        gpu=1,
+    params:
+        device=DEVICE or "cpu",
+        workers=lambda _, threads: threads - 1,
+    shell:
+        "{PYTHON} -m residual.plan {PROFILE} --run {wildcards.job:q} --device {params.device} --workers {params.workers}"
+
+
+rule part:
+    output:
+        touch("_build/units/jobs/{job}.{i}-of-{n}"),
+    wildcard_constraints:
+        job=r"[^/]+--[0-9a-f]{6}",
+    threads: 4
+    retries: 2
+    resources:
+        gpu=1,
+    params:
+        device=DEVICE or "cpu",
+        workers=lambda _, threads: threads - 1,
+    shell:
+        "{PYTHON} -m residual.plan {PROFILE} --run {wildcards.job:q} --part {wildcards.i}/{wildcards.n}"
+        " --device {params.device} --workers {params.workers}"
 
 
 rule chapter:
     input:
         lambda chapter: [f"_build/runs/{PROFILE}/{other}.ipynb" for other in AFTER.get(chapter.chapter, ())],
+        lambda chapter: [f"_build/units/jobs/{job}" for job in JOBS.get(chapter.chapter, ())],
         text="book/{chapter}.md",
         profile=f"profiles/{PROFILE}.yml",
         library=LIBRARY,
@@ -47,8 +107,14 @@ rule chapter:
         f"_build/runs/{PROFILE}/{{chapter}}.ipynb",
     # Chapters side by side, each on its share of the cores: two on one core each take less time than in turn on two.
     threads: max(1, workflow.cores // len(CHAPTERS))
+    params:
+        device=lambda chapter: f"-p device {DEVICE}" if DEVICE and 'device = "cpu"' in Path(f"book/{chapter.chapter}.md").read_text() else "",
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON} -m residual.chapters {input.text} --profile {input.profile} --out {output}"
+        """
+        rm -f {output}.failed
+        OMP_NUM_THREADS={threads} {PYTHON} -m residual.chapters {input.text} --profile {input.profile} --out {output} \
+            {params.device} || {{ test -f {output} && touch {output}.failed; }}
+        """
 
 
 # The longest chapters first, or the others' core idles while they end alone.

@@ -69,6 +69,9 @@ PARAMETERS: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0)],
     "seeds": Annotated[int, Field(ge=1)],  # how many
     "finetune": list[Annotated[str, StringConstraints(pattern=r"^\S+ on \S+$")]],  # "encoder on task"
+    "base_tolerance": Annotated[float, Field(gt=0, le=1)],
+    "reference_images": Annotated[int, Field(ge=100)],
+    "others": Annotated[list[Annotated[str, AfterValidator(_data_set)]], AfterValidator(_distinct)],
     "device": Annotated[str, AfterValidator(_device)],
 }
 
@@ -132,6 +135,13 @@ def stored(encoder: LoadedEncoder, data: Dataset, batch: int) -> StoredUnits:
     )
 
 
+def task_split(name: str, split: str, images: int, seed: int, *, balanced: bool = False) -> Dataset:
+    """At most `images` of a data set; balanced: of each class as many as can be, else the first."""
+    data = load_dataset(name, split, seed=seed)
+    count = min(images, len(data))
+    return data.balanced(count) if balanced else data.head(count)
+
+
 def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Tensor]]:
     """Every split of a task: its data set, at most `images` of it (half of that for validation), and the task's labels.
 
@@ -141,9 +151,7 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
     own, factor = split_task(task)
     parts = {}
     for split in SPLITS:
-        data = load_dataset(own, split, seed=seed)
-        count = min(images // 2 if split == "validation" else images, len(data))
-        data = data.balanced(count) if split == "train" else data.head(count)
+        data = task_split(own, split, images // 2 if split == "validation" else images, seed, balanced=split == "train")
         parts[split] = data, data.factors[factor].values if factor else data.labels
     data, labels = parts["train"]
     count = len(data.factors[factor].names if factor else data.classes)
@@ -189,7 +197,7 @@ def run_chapter(source: Path, out: Path, parameters: dict[str, Any]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _read_profile(path: Path, chapter: str) -> dict[str, Any]:
+def read_profile(path: Path, chapter: str) -> dict[str, Any]:
     """The parameters of a chapter in a profile. Raises ParameterError for a file that is none."""
     profile = yaml.safe_load(path.read_text())
     own = (profile.get(chapter) or {}) if isinstance(profile, dict) else None
@@ -210,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     out = args.out or Path("_build/runs") / f"{args.chapter.stem}.ipynb"
     try:
-        parameters = _read_profile(args.profile, args.chapter.stem) if args.profile else {}
+        parameters = read_profile(args.profile, args.chapter.stem) if args.profile else {}
         parameters |= {name: yaml.safe_load(value) for name, value in args.parameter}
         run_chapter(args.chapter, out, parameters)
     except (ParameterError, OSError, yaml.YAMLError) as error:

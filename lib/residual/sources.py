@@ -30,14 +30,14 @@ class Source:
     config: dict | None = None
 
 
-def _vit_sizes(layers: int, **more: object) -> dict:
-    heads = 12 if layers == 12 else 16
+def _vit_sizes(layers: int, heads: int | None = None, **more: object) -> dict:
+    heads = heads or (12 if layers == 12 else 16)
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads}
     return sizes | {"hidden_size": 64 * heads, "intermediate_size": 256 * heads} | more
 
 
-def _dinov2_config(layers: int) -> dict:
-    sizes = _vit_sizes(layers, model_type="dinov2", image_size=518, patch_size=14)
+def _dinov2_config(layers: int, heads: int | None = None) -> dict:
+    sizes = _vit_sizes(layers, heads, model_type="dinov2", image_size=518, patch_size=14)
     del sizes["intermediate_size"]  # DINOv2 derives it from `mlp_ratio`
     return sizes
 
@@ -57,6 +57,7 @@ PAPER = {
     "BLIP-L": Source("Salesforce/blip-itm-large-flickr", config=_blip_config(24)),
     "BLIP-B": Source("Salesforce/blip-itm-base-flickr", config=_blip_config(12)),
     "DINOv2-L": Source("facebook/dinov2-large", config=_dinov2_config(24)),
+    "DINOv2-S": Source("facebook/dinov2-small", config=_dinov2_config(12, heads=6)),  # not of the paper
     "DINOv2-B": Source("facebook/dinov2-base", config=_dinov2_config(12)),
     "ViT-L": Source("google/vit-large-patch16-224", config=_vit_sizes(24, model_type="vit")),
     "ViT-B": Source("google/vit-base-patch16-224", config=_vit_sizes(12, model_type="vit")),

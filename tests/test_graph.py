@@ -1,0 +1,163 @@
+"""The plan tells what the chapters extract, and the graph survives kills and failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from residual import load_units, plan
+from residual.chapters import project_root
+from residual.plan import Job, jobs, jobs_by_chapter, main
+from residual.store import read_manifest
+
+ROOT = project_root()
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=2"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project, so that nothing is shared with other runs but the code."""
+    folder = tmp_path / "le projet"
+    folder.mkdir()
+    for name in ("Snakefile", "_toc.yml", "_config.yml", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("book", "profiles"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "lib").symlink_to(ROOT / "lib")
+    return folder
+
+
+def snake(folder, *targets, config=("profile=tiny", "units=1"), options=()):
+    command = [*SNAKEMAKE, *options, "--config", *config, "--", *targets]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def moments(folder: Path) -> dict[str, list]:
+    found = {}
+    for path in folder.glob("*--*"):
+        units = load_units(path)
+        found[path.name] = [getattr(units, name).scatter for name in ("heads", "blocks", "output")]
+    return found
+
+
+def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "encoder_cost", lambda name: plan.Cost(1e11, 1000, 10**6, 10**8))
+    assert main(["paper", "--tflops", "50", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    images = {row["job"]: row["images"] for row in found["jobs"]}
+    assert len(images) == len(found["jobs"]) == len(jobs(ROOT / "profiles/paper.yml"))
+    (reference,) = (row for row in found["jobs"] if row["job"].startswith("OpenCLIP-L--imagenet--"))
+    assert reference["images"] == 80_000
+    assert reference["hours"] == pytest.approx(80_000 * 1e11 / 50e12 / 3600)
+    assert reference["bytes"] == 80_000 * 1000 + 20 * 10**6
+    assert found["downloads"]["imagenet"]["gated"]
+    assert main(["paper", "--tflops", "50"]) == 0
+    assert "gated: ask for access first" in (shown := capsys.readouterr().out)
+    assert f"{len(images)} extractions, 0 of them there" in shown
+
+
+def test_a_dry_run_lists_every_job_of_the_paper(project):
+    done = snake(project, "units", config=("profile=paper",), options=("--dry-run",))
+    assert done.returncode == 0, done.stderr
+    listed = done.stdout + done.stderr
+    count = next(int(line.split()[1]) for line in listed.splitlines() if line.startswith("unit "))
+    assert count == len(jobs(ROOT / "profiles/paper.yml"))
+
+
+def test_costs_are_those_of_the_encoder():
+    cost = plan.encoder_cost("OpenCLIP-B")
+    assert cost.flops == pytest.approx(2 * 17.6e9, rel=0.1)  # ViT-B/16 is 17.6 GMAC
+    assert cost.coordinates == 4 * (144 * 66 + 14 * 512)
+    assert plan.encoder_cost("mini-openclip").flops > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none"], "none.yml"),
+        (["tiny", "--run", "x"], "tiny has no job 'x'; --list shows them"),
+    ],
+)
+def test_a_wrong_plan_is_refused(capsys, arguments, message):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_jobs_are_named_apart_and_tell_their_number_of_images():
+    job = Job("mini-clip", "digits", "test", 100, False, True, 0, 128)
+    assert job.count() == 100
+    assert job.name.startswith("mini-clip--digits--test--100--coordinates--")
+    assert Job("a", "org/name", "test", 100, False, True, 0, 128).count() is None
+    names = [job.name for job in jobs(ROOT / "profiles/mini.yml")]
+    assert len(set(names)) == len(names)
+
+
+def test_chapters_find_every_unit_that_the_jobs_made(project):
+    """What jobs extract is what the chapters read, or they would do it again."""
+    assert snake(project, "units").returncode == 0
+    units = project / "_build/units"
+    before = {path.name for path in units.glob("*--*")}
+    assert len(before) > 20
+    done = snake(
+        project, *(f"_build/runs/tiny/{chapter}.ipynb" for chapter in jobs_by_chapter(ROOT / "profiles/tiny.yml"))
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in units.glob("*--*")} == before
+
+
+def test_killed_at_any_point_only_what_is_missing_is_done_and_moments_are_the_same(project):
+    whole = project.with_name("whole")
+    shutil.copytree(project, whole, symlinks=True)
+    assert snake(whole, "units").returncode == 0
+    generator, units = random.Random(0), project / "_build/units"
+    for _ in range(3):
+        command = [*SNAKEMAKE, "--rerun-incomplete", "--nolock", "--config", "profile=tiny", "units=1", "--", "units"]
+        run = subprocess.Popen(
+            command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(generator.uniform(8, 20))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    kept = {
+        path: path.stat().st_mtime_ns for path in units.glob("*/shard-*.safetensors")
+        if (manifest := read_manifest(path.parent)) and path.name in {shard.file for shard in manifest.shards}
+    }  # fmt: skip
+    assert kept
+    done = snake(project, "units", options=("--rerun-incomplete", "--nolock"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
+    ours, theirs = moments(units), moments(whole / "_build/units")
+    assert ours.keys() == theirs.keys()
+    assert all(a.equal(b) for name in ours for a, b in zip(ours[name], theirs[name], strict=True))
+
+
+def test_jobs_that_share_an_extraction_leave_the_same(project):
+    (name,) = [
+        job.name for job in jobs(ROOT / "profiles/tiny.yml") if job.name.startswith("mini-vit--digits--train--300")
+    ]
+    assert snake(project, f"_build/units/jobs/{name}", config=("profile=tiny", "units=1", "parts=2")).returncode == 0
+    (folder,) = (project / "_build/units").glob("*--*")
+    assert load_units(folder).manifest.complete
+    assert len(list(folder.glob("part-*.json"))) == 2
+
+
+@pytest.mark.slow
+def test_a_chapter_that_fails_is_in_the_book_with_its_error(project):
+    text = project / "book/heads.md"
+    text.write_text(text.read_text() + '\n```{code-cell} ipython3\nraise RuntimeError("broken on purpose")\n```\n')
+    done = snake(project, config=("profile=tiny",))
+    assert done.returncode != 0
+    assert "These chapters failed, and their pages show where: heads" in done.stdout + done.stderr
+    html = project / "_build/html"
+    assert "broken on purpose" in (html / "heads.html").read_text()
+    assert (html / "claims.html").is_file()
+    assert not (project / "_build/runs/tiny/heads.ipynb").exists()  # so that it is run again
