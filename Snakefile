@@ -22,9 +22,10 @@ AFTER = {
     "alignment": ("selection",),
     "tables": ("selection",),
 }
+ON_DEVICE = {page for page in CHAPTERS if '\ndevice = "cpu"' in Path(f"book/{page}.md").read_text()}
 PLAIN = ["intro", *(page for page in PAGES if page not in CHAPTERS)]
 DEVICE = config.get("device")
-# Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Small ones the chapters make themselves.
+# Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Small ones chapters make themselves.
 UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1", "true", "yes")
 PARTS = int(config.get("parts", 1))  # jobs that share one extraction
 JOBS = {}
@@ -66,15 +67,15 @@ rule unit:
         touch("_build/units/jobs/{job}"),
     wildcard_constraints:
         job=r"[^/]+--[0-9a-f]{6}",
-    threads: 4
+    threads: 4 if DEVICE else 1  # on a GPU they decode images
     retries: 2
     resources:
-        gpu=1,
+        gpu=1 if DEVICE else 0,
     params:
         device=DEVICE or "cpu",
         workers=lambda _, threads: threads - 1,
     shell:
-        "{PYTHON} -m residual.plan {PROFILE} --run {wildcards.job:q} --device {params.device} --workers {params.workers}"
+        "OMP_NUM_THREADS={threads} {PYTHON} -m residual.plan {PROFILE} --run {wildcards.job:q} --device {params.device} --workers {params.workers}"
 
 
 rule part:
@@ -82,15 +83,15 @@ rule part:
         touch("_build/units/jobs/{job}.{i}-of-{n}"),
     wildcard_constraints:
         job=r"[^/]+--[0-9a-f]{6}",
-    threads: 4
+    threads: 4 if DEVICE else 1  # on a GPU they decode images
     retries: 2
     resources:
-        gpu=1,
+        gpu=1 if DEVICE else 0,
     params:
         device=DEVICE or "cpu",
         workers=lambda _, threads: threads - 1,
     shell:
-        "{PYTHON} -m residual.plan {PROFILE} --run {wildcards.job:q} --part {wildcards.i}/{wildcards.n}"
+        "OMP_NUM_THREADS={threads} {PYTHON} -m residual.plan {PROFILE} --run {wildcards.job:q} --part {wildcards.i}/{wildcards.n}"
         " --device {params.device} --workers {params.workers}"
 
 
@@ -108,7 +109,7 @@ rule chapter:
     # Chapters side by side, each on its share of the cores: two on one core each take less time than in turn on two.
     threads: max(1, workflow.cores // len(CHAPTERS))
     params:
-        device=lambda chapter: f"-p device {DEVICE}" if DEVICE and 'device = "cpu"' in Path(f"book/{chapter.chapter}.md").read_text() else "",
+        device=lambda chapter: f"-p device {DEVICE}" if DEVICE and chapter.chapter in ON_DEVICE else "",
     shell:
         """
         rm -f {output}.failed
