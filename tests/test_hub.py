@@ -261,6 +261,17 @@ def test_the_revision_of_the_first_load_stays_unless_one_is_given(tmp_path, monk
     assert asked == [(repo, "a" * 40), (repo, "a" * 40), (repo, "c" * 40), ("someone/things", "b" * 40)]
 
 
+def test_a_cache_that_cannot_be_written_or_read_loses_no_more_than_the_pin(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha="a" * 40))
+    (tmp_path / "file").write_text("")
+    assert hub._pinned("org/name", tmp_path / "file") == "a" * 40  # a folder cannot be made there, even by root
+    assert "is not recorded" in caplog.text
+    (tmp_path / "revisions.json").write_text("{broken")
+    assert hub._pinned("org/name", tmp_path) == "a" * 40
+    assert "is damaged" in caplog.text
+    assert hub._revisions(tmp_path / "revisions.json") == {"org/name": "a" * 40}
+
+
 def test_chapters_take_data_sets_of_a_hub_and_folders_and_refuse_others(tmp_path):
     check_parameters(tasks=["cifar10", "org/name", str(tmp_path), "digits"], dataset="imagenet@abc")
     with pytest.raises(ParameterError, match=r"unknown data set 'cifar11'; choose from .*cifar10"):

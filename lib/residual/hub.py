@@ -200,13 +200,25 @@ def class_turns(labels: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
 def _pinned(repo: str, cache: Path) -> str:
     """The revision of a set that was fetched first, or now."""
     path = cache / "revisions.json"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        if repo not in known:
-            known[repo] = HfApi().dataset_info(repo).sha
+    if repo in (known := _revisions(path)):
+        return known[repo]
+    sha = HfApi().dataset_info(repo).sha
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            known = {repo: sha} | _revisions(path)
             write_bytes(path, json.dumps(known, indent=2).encode())
-    return known[repo]
+    except OSError as error:
+        log.warning("revision %s of %s is not recorded, and may be another the next time: %s", sha, repo, error)
+    return known.get(repo, sha)
+
+
+def _revisions(path: Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        log.warning("%s is damaged (%s); revisions are recorded anew", path, error)
+        return {}
 
 
 def _lines(source: str, file: str, local: bool, revision: str | None) -> list[str] | None:
