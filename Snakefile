@@ -136,6 +136,7 @@ rule book:
         config="_config.yml",
         toc="_toc.yml",
         style="book/_static/custom.css",
+        slurm="profiles/slurm/config.yaml",
     output:
         f"_build/site/{PROFILE}/_build/html/index.html",
     params:
