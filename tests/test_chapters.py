@@ -47,7 +47,7 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
         (["-p", "image", "3"], "no parameters ['image']; it has"),
         (["-p", "images", "many"], "images = 'many': Input should be a valid integer"),
         (["-p", "images", "3"], "greater than or equal to 100"),
-        (["-p", "dataset", "imagenet"], "dataset = 'imagenet': choose from reference"),
+        (["-p", "dataset", "imagenot"], "dataset = 'imagenot': unknown data set"),
         (["-p", "encoders", "[resnet]"], "unknown encoder 'resnet'"),
         (["-p", "encoders", "mini-openclip"], "valid list"),
         (["-p", "device", "gpu"], "gpu"),
