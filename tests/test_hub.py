@@ -116,11 +116,18 @@ def test_a_set_that_is_not_divided_is_divided_by_class(tmp_path):
 
 
 def test_corrupt_images_are_counted_named_and_left_out(tmp_path, caplog):
-    data = load_dataset(str(write_webdataset(tmp_path / "set", broken=(3, 17))))
-    assert data.excluded == ("s0000003", "s0000017")
-    assert "2 of 60 images cannot be decoded and are left out: s0000003, s0000017" in caplog.text
-    assert len(data) + len(load_dataset(str(tmp_path / "set"), "validation")) == 58
-    assert sum(1 for _ in data.images) == len(data)
+    broken, sound = write_webdataset(tmp_path / "set", broken=(3, 17)), write_webdataset(tmp_path / "sound")
+    parts = {split: load_dataset(str(broken), split) for split in ("train", "validation")}
+    excluded = {key: split for split, data in parts.items() for key in data.excluded}
+    assert sorted(excluded) == ["s0000003", "s0000017"]
+    assert all(f"set, {split}: " in caplog.text and key in caplog.text for key, split in excluded.items())
+    assert "images cannot be decoded and are left out" in caplog.text
+    for split, data in parts.items():  # the others stay where they were
+        left = list(excluded.values()).count(split)
+        assert sum(1 for _ in data.images) == len(data) == len(load_dataset(str(sound), split)) - left
+    write_tar(sound / "test/0.tar", 30, broken=tuple(range(30)))
+    with pytest.raises(ValueError, match="not one image of test can be decoded"):
+        load_dataset(str(sound), "test")
 
 
 def test_units_are_those_of_the_preprocessed_images_with_workers_or_without(tmp_path, encoder):

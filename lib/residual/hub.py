@@ -165,17 +165,8 @@ def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
             low, high = 1 - HELD, 1.0
     image, label = _columns(table, entry, name)
     labels, classes = _labels(table, label, words[CLASSES], name)
-    encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    checksums, broken = _checked(encoded, image, name)
-    excluded = tuple(_key(table, image, row) for row in broken.nonzero()[:, 0].tolist())
-    if excluded:
-        shown = ", ".join(excluded[:5]) + (" ..." if len(excluded) > 5 else "")
-        log.warning(
-            "%s: %d of %d images cannot be decoded and are left out: %s", name, len(excluded), len(table), shown
-        )
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(table), generator=generator)
-    rows = rows[~broken[rows]]
     turns = class_turns(labels[rows])
     sizes = torch.bincount(labels[rows], minlength=len(classes))[labels[rows]]
     rows = rows[(turns >= (low * sizes).long()) & (turns < (high * sizes).long())]
@@ -184,8 +175,21 @@ def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
         raise ValueError(f"{name} has no image left for {split}: {why}")
     if split == "train" and entry and entry.limit and len(rows) > entry.limit:
         rows = rows[class_turns(labels[rows]).argsort(stable=True)[: entry.limit].sort().values]
+    table, labels = table.select(rows.tolist()), labels[rows]
+    encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    checksums, broken = _checked(encoded, image, name)
+    excluded = tuple(_key(table, image, row) for row in broken.nonzero()[:, 0].tolist())
+    if excluded:
+        shown = ", ".join(excluded[:5]) + (" ..." if len(excluded) > 5 else "")
+        log.warning(
+            "%s, %s: %d of %d images cannot be decoded and are left out: %s",
+            name, split, len(excluded), len(table), shown,
+        )  # fmt: skip
+    if broken.all():
+        raise ValueError(f"{name}: not one image of {split} can be decoded")
     templates = tuple(line.replace("{c}", "{}") for line in words[TEMPLATES] or ()) or (TEMPLATE,)
-    return HubSplit(EncodedImages(encoded, checksums, rows), labels[rows], classes, templates, excluded)
+    whole = (~broken).nonzero()[:, 0]
+    return HubSplit(EncodedImages(encoded, checksums, whole), labels[whole], classes, templates, excluded)
 
 
 def class_turns(labels: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
