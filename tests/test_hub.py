@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hub_server import REVISION, Hub
 from residual import extract, hub, load_dataset
 from residual.alignment import FineTuned, fit
 from residual.chapters import ParameterError, check_parameters, task_parts
@@ -294,3 +299,43 @@ def test_the_catalogue_holds_the_papers_sets():
         assert all(count > 0 for count in counts.values())
         assert sum(counts.values()) <= entry.train + entry.test
     assert catalogue()["imagenet"].counts()["train"] == 80_000
+
+
+LOAD = """
+import sys
+from residual import load_dataset
+from residual.hub import DataError
+try:
+    data = load_dataset("cifar10", "test")
+    print(len(data), *data.classes, *data.templates, sep="|")
+except DataError as error:
+    sys.exit(f"DataError: {error}")
+"""
+
+
+def test_a_hub_that_fails_in_the_middle_is_told_and_taken_up_again(tmp_path):
+    folder, home = write_webdataset(tmp_path / "set"), tmp_path / "home"
+
+    def load(**more):
+        own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "RESIDUAL_CACHE": str(tmp_path / "cache")} | more
+        return subprocess.run([sys.executable, "-c", LOAD], env=os.environ | own, capture_output=True, text=True)
+
+    with Hub(folder).serving() as hub:
+        for fault, remedy in (
+            ("busy", "cannot be fetched"),
+            ("gated", "hf auth login"),
+            ("cut", "what was downloaded so far is kept"),
+        ):
+            hub.fault = fault
+            failed = load()
+            assert failed.returncode == 1
+            assert "DataError: cifar10: " in failed.stderr
+            assert remedy in failed.stderr
+        hub.fault = ""
+        whole = load()
+        assert whole.returncode == 0, whole.stderr
+        assert whole.stdout.strip() == "|".join(["30", *NAMES, "a photo of a {}.", "a drawing of a {}."])
+        assert json.loads((tmp_path / "cache/revisions.json").read_text()) == {
+            "clip-benchmark/wds_vtab-cifar10": REVISION
+        }
+    assert load(HF_HUB_OFFLINE="1").stdout == whole.stdout  # and without a network from then on

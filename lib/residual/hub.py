@@ -22,7 +22,7 @@ import torch
 import yaml
 from filelock import FileLock
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from jaxtyping import Int64
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -41,7 +41,6 @@ LABELS = ("cls", "label", "labels", "fine_label", "class")
 HELD = 0.1  # of an official training split, for validation where there is none
 SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # of a set that is not divided
 MANY = 2000  # images from which on they are checked by several processes
-ERRORS = (OSError, datasets.exceptions.DatasetsError, HfHubHTTPError, ValueError)
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
             warnings.simplefilter("ignore")  # a folder without a card
             found = datasets.load_dataset(source, revision=None if local else revision)
         words = {file: _lines(source, file, local, revision) for file in (CLASSES, TEMPLATES)}
-    except ERRORS as error:
+    except Exception as error:  # whatever loaders, decoders and connections below them raise
         raise DataError(_explain(name, source, local, entry, error)) from error
     tables = {ours: found[theirs] for ours, names in NAMES.items() for theirs in names if theirs in found}
     tables = {ours: table for ours, table in tables.items() if _labelled(table, entry)}
