@@ -21,15 +21,16 @@ def on_gpu(request, small, monkeypatch):
     encoder = small(request.param)
     with FakeTensorMode(allow_non_fake_inputs=False):
         for module in encoder.model.modules():
-            for name, value in [*module._parameters.items(), *module._buffers.items()]:
-                if value is not None:
-                    fake = torch.empty(value.shape, dtype=value.dtype, device="cuda")
-                    trained = name in module._parameters
-                    kind = module._parameters if trained else module._buffers
-                    kind[name] = nn.Parameter(fake, requires_grad=False) if trained else fake
+            for tensors in (module._parameters, module._buffers):
+                tensors |= {name: _fake(value) for name, value in tensors.items() if value is not None}
         # Whether pixels are finite is nothing that a fake tensor can tell.
         monkeypatch.setattr(Encoder, "check_pixels", lambda self, pixels: pixels.to(self.device, self.dtype))
         yield encoder
+
+
+def _fake(value: torch.Tensor) -> torch.Tensor:
+    fake = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+    return nn.Parameter(fake, requires_grad=False) if isinstance(value, nn.Parameter) else fake
 
 
 def devices(*tensors: torch.Tensor) -> set[str]:
