@@ -11,9 +11,12 @@ DEVICE ?=
 GPUS ?= 1
 ARGS ?=
 export PYTHONHASHSEED := 0
+# A run holds a lock that goes with its process, in place of Snakemake's, which a killed run would leave.
+SNAKEMAKE := $(BIN)/python lib/residual/alone.py _build/.lock $(BIN)/snakemake --nolock --rerun-incomplete
+OPTIONS = $(if $(filter -n --dry-run,$(ARGS)),,--quiet rules) --cores all --resources gpu=$(GPUS) --config profile=$(PROFILE) $(if $(DEVICE),device=$(DEVICE))
 
 .DEFAULT_GOAL := help
-.PHONY: help book plan units unlock test lint lab chapter bench zoo artwork clean
+.PHONY: help book plan units test lint lab chapter bench zoo artwork clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,17 +29,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEVICE=cuda)
-	$(BIN)/snakemake --quiet rules --cores all --resources gpu=$(GPUS) --config profile=$(PROFILE) $(if $(DEVICE),device=$(DEVICE)) $(ARGS)
+	$(SNAKEMAKE) $(OPTIONS) $(ARGS)
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
 plan: $(VENV)/.installed  ## what a profile would run, and what that costs (PROFILE=paper ARGS="--tflops 60")
 	$(BIN)/python -m residual.plan $(PROFILE) $(ARGS)
 
 units: $(VENV)/.installed  ## extract all that a profile reads, as jobs (PROFILE=paper DEVICE=cuda ARGS=--dry-run)
-	$(BIN)/snakemake units --quiet rules --cores all --resources gpu=$(GPUS) --config profile=$(PROFILE) units=1 $(if $(DEVICE),device=$(DEVICE)) $(ARGS)
-
-unlock:  ## after a run was killed
-	$(BIN)/snakemake --unlock --cores 1 --config profile=$(PROFILE)
+	$(SNAKEMAKE) units $(OPTIONS) units=1 $(ARGS)
 
 test: $(VENV)/.installed  ## the tests
 	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .

@@ -17,7 +17,7 @@ PAGES = [entry["file"] for entry in yaml.safe_load(Path("_toc.yml").read_text())
 CHAPTERS = [page for page in PAGES if "{code-cell}" in Path(f"book/{page}.md").read_text()]
 # Chapters that read what others left; alignment has the units of selection extracted already.
 AFTER = {
-    "reproduction": ("selection", "alignment"),
+    "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
     "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
     "alignment": ("selection",),
     "tables": ("selection",),
@@ -28,6 +28,7 @@ DEVICE = config.get("device")
 # Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Small ones chapters make themselves.
 UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1", "true", "yes")
 PARTS = int(config.get("parts", 1))  # jobs that share one extraction
+RUN = f"{PYTHON} -m residual.plan {PROFILE} --device {DEVICE or 'cpu'}{' --compile' * bool(config.get('compile'))} --run"
 JOBS = {}
 if UNITS:
     from residual.plan import jobs_by_chapter
@@ -72,27 +73,20 @@ rule unit:
     resources:
         gpu=1 if DEVICE else 0,
     params:
-        device=DEVICE or "cpu",
+        run=RUN,
         workers=lambda _, threads: threads - 1,
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON} -m residual.plan {PROFILE} --run {wildcards.job:q} --device {params.device} --workers {params.workers}"
+        "OMP_NUM_THREADS={threads} {params.run} {wildcards.job:q} --workers {params.workers}"
 
 
-rule part:
+use rule unit as part with:
+    input:
+        [],
     output:
         touch("_build/units/jobs/{job}.{i}-of-{n}"),
-    wildcard_constraints:
-        job=r"[^/]+--[0-9a-f]{6}",
-    threads: 4 if DEVICE else 1  # on a GPU they decode images
-    retries: 2
-    resources:
-        gpu=1 if DEVICE else 0,
     params:
-        device=DEVICE or "cpu",
-        workers=lambda _, threads: threads - 1,
-    shell:
-        "OMP_NUM_THREADS={threads} {PYTHON} -m residual.plan {PROFILE} --run {wildcards.job:q} --part {wildcards.i}/{wildcards.n}"
-        " --device {params.device} --workers {params.workers}"
+        run=RUN,
+        workers=lambda part, threads: f"{threads - 1} --part {part.i}/{part.n}",
 
 
 rule chapter:
@@ -108,6 +102,8 @@ rule chapter:
         f"_build/runs/{PROFILE}/{{chapter}}.ipynb",
     # Chapters side by side, each on its share of the cores: two on one core each take less time than in turn on two.
     threads: max(1, workflow.cores // len(CHAPTERS))
+    resources:
+        gpu=lambda chapter: 1 if DEVICE and chapter.chapter in ON_DEVICE else 0,
     params:
         device=lambda chapter: f"-p device {DEVICE}" if DEVICE and chapter.chapter in ON_DEVICE else "",
     shell:

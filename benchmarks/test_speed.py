@@ -14,10 +14,11 @@ import torch
 from schedulefree import AdamWScheduleFree
 
 from residual import load_encoder, trace
-from residual.alignment import BATCH, Bases, ResiDual, _Task
+from residual.alignment import Bases, ResiDual
 from residual.dimension import two_nn
 from residual.pursuit import _simultaneous, textspan_from_moments
 from residual.spectrum import Moments, pca_from_moments
+from residual.training import BATCH, _Task
 
 K, D, H = 66, 768, 16  # a layer of 16 heads of 64 dimensions, in an output of 768
 

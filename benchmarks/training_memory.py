@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from residual import alignment
+from residual import training
 from residual.alignment import Bases, ResiDual, fit
 
 IMAGES, LAYERS, HEADS, D = 50_000, 24, 16, 768
@@ -38,7 +38,7 @@ def train(path: str) -> None:
     aligner = ResiDual(Bases("RD", components, unit, torch.zeros(len(LABELS), D), tuple(LABELS), torch.ones(k)))
     coordinates, labels = torch.from_numpy(np.load(path, mmap_mode="c")), torch.arange(IMAGES) % 100
     classes = torch.nn.functional.normalize(torch.randn(100, D), dim=1)
-    alignment.EPOCHS, start = 1, time.monotonic()
+    training.EPOCHS, start = 1, time.monotonic()
     fit(aligner, (coordinates, labels), (coordinates[:1000], labels[:1000]), classes, rate=1e-2)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -1,4 +1,4 @@
-"""A hub on this machine, as far as `datasets` asks: one data set, whose connections can be made to fail."""
+"""A hub on this machine, as far as `datasets` and `transformers` ask, whose connections can be made to fail."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """fault: "cut" ends connections after a third of a tar, "gated" wants a login, "busy" answers with 503."""
+    """Serves folders as repositories, by id, of data sets and models alike.
 
-    def __init__(self, folder: Path) -> None:
+    fault: "cut" ends connections after a third of a tar, "gated" wants a login, "busy" answers with 503.
+    """
+
+    def __init__(self, folders: dict[str, Path]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.fault = folder, ""
+        self.folders, self.fault = folders, ""
 
     @property
     def address(self) -> str:
@@ -56,25 +59,30 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path, folder = unquote(urlparse(self.path).path), self.server.folder
+        path = unquote(urlparse(self.path).path)
+        parts = path.removeprefix("/api").removeprefix("/datasets").removeprefix("/models").strip("/").split("/")
+        repo = "/".join(parts[:2])
+        folder = self.server.folders.get(repo)
         if self.server.fault == "busy":
             self.answer(b"{}", 503)
         elif self.server.fault == "gated" and "/resolve/" in path:
             self.answer(b"{}", 401, X_Error_Code="GatedRepo", X_Error_Message="Access to this dataset is restricted")
+        elif folder is None:
+            self.answer(b"{}", 404, X_Error_Code="RepoNotFound")
         elif "/tree/" in path and (base := folder / path.split("/tree/")[1].partition("/")[2]).is_dir():
             found = base.rglob("*") if "recursive=true" in self.path.lower() else base.glob("*")
-            self.answer(json.dumps([self.entry(file) for file in sorted(found)]).encode())
-        elif path.startswith("/api/datasets/") and "/tree/" not in path:
+            self.answer(json.dumps([self.entry(folder, file) for file in sorted(found)]).encode())
+        elif path.startswith("/api/") and "/tree/" not in path:
             files = [{"rfilename": str(p.relative_to(folder))} for p in sorted(folder.rglob("*")) if p.is_file()]
-            self.answer(json.dumps({"id": "org/name", "sha": REVISION, "siblings": files, "tags": []}).encode())
+            self.answer(json.dumps({"id": repo, "sha": REVISION, "siblings": files, "tags": []}).encode())
         elif "/resolve/" in path and (file := folder / path.split("/resolve/")[1].partition("/")[2]).is_file():
             self.file(file.read_bytes())
         else:
             self.answer(b"{}", 404, X_Error_Code="EntryNotFound")
 
-    def entry(self, file: Path) -> dict[str, object]:
+    def entry(self, folder: Path, file: Path) -> dict[str, object]:
         kind, size = ("directory", 0) if file.is_dir() else ("file", file.stat().st_size)
-        return {"type": kind, "path": str(file.relative_to(self.server.folder)), "oid": "0" * 40, "size": size}
+        return {"type": kind, "path": str(file.relative_to(folder)), "oid": "0" * 40, "size": size}
 
     def file(self, body: bytes) -> None:
         about = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X_Repo_Commit": REVISION}

@@ -227,7 +227,7 @@ def test_bad_sets_say_what_is_wrong(tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     (text / "train.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="no labelled split"):
+    with pytest.raises(ValueError, match="no labelled images; its columns are a, b"):
         load_dataset(str(text))
     (write_webdataset(tmp_path / "cut") / "train/0.tar").write_bytes((tmp_path / "cut/test/0.tar").read_bytes()[:5000])
     with pytest.raises(DataError, match="cannot be read"):
@@ -242,7 +242,8 @@ def test_bad_sets_say_what_is_wrong(tmp_path):
         (ConnectionError("Couldn't reach it"), "set HF_HOME to a cache that holds it, or give a local folder"),
         (TimeoutError("timed out"), "what was downloaded so far is kept"),
         (datasets.exceptions.NonMatchingChecksumError("x"), "is not what clip-benchmark/wds_imagenet1k declares"),
-        (OSError(28, "No space left on device"), "No space left"),
+        (OSError(28, "No space left on device"), "there is no room left where HF_HOME"),
+        (PermissionError(13, "Permission denied"), "it cannot be written where HF_HOME"),
     ],
 )  # fmt: skip
 def test_what_a_hub_can_do_to_us_is_told_with_its_remedy(monkeypatch, error, message):
@@ -250,22 +251,21 @@ def test_what_a_hub_can_do_to_us_is_told_with_its_remedy(monkeypatch, error, mes
         raise error
 
     monkeypatch.setattr(hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha="a" * 40))
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
     with pytest.raises(DataError, match=f"imagenet.*{message}"):
         load_dataset("imagenet")
 
 
 def test_the_revision_of_the_first_load_stays_unless_one_is_given(tmp_path, monkeypatch):
-    folder, load, asked = write_webdataset(tmp_path / "set"), datasets.load_dataset, []
+    folder, asked = write_webdataset(tmp_path / "set"), []
     shas = iter(["a" * 40, "b" * 40])
     monkeypatch.setattr(hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha=next(shas)))
-    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file, **_: str(folder / file))
 
-    def fake(source, revision=None):
-        asked.append((source, revision))
-        return load(str(folder))
+    def fake(repo, *, revision, **_):
+        asked.append((repo, revision))
+        return str(folder)
 
-    monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.setattr(hub, "snapshot_download", fake)
     for name in ("cifar10", "cifar10", "cifar10@" + "c" * 40, "someone/things"):
         assert load_dataset(name, "test").classes == NAMES
     repo = "clip-benchmark/wds_vtab-cifar10"
@@ -305,7 +305,7 @@ import sys
 from residual import load_dataset
 from residual.hub import DataError
 try:
-    data = load_dataset("cifar10", "test")
+    data = load_dataset(sys.argv[1], "test")
     print(len(data), *data.classes, *data.templates, sep="|")
 except DataError as error:
     sys.exit(f"DataError: {error}")
@@ -315,11 +315,11 @@ except DataError as error:
 def test_a_hub_that_fails_in_the_middle_is_told_and_taken_up_again(tmp_path):
     folder, home = write_webdataset(tmp_path / "set"), tmp_path / "home"
 
-    def load(**more):
+    def load(name="cifar10", **more):
         own = {"HF_ENDPOINT": server.address, "HF_HOME": str(home), "RESIDUAL_CACHE": str(tmp_path / "cache")} | more
-        return subprocess.run([sys.executable, "-c", LOAD], env=os.environ | own, capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-c", LOAD, name], env=os.environ | own, capture_output=True, text=True)
 
-    with Hub(folder).serving() as server:
+    with Hub({"clip-benchmark/wds_vtab-cifar10": folder}).serving() as server:
         for fault, remedy in (
             ("busy", "cannot be fetched"),
             ("gated", "hf auth login"),
@@ -331,6 +331,7 @@ def test_a_hub_that_fails_in_the_middle_is_told_and_taken_up_again(tmp_path):
             assert "DataError: cifar10: " in failed.stderr
             assert remedy in failed.stderr
         server.fault = ""
+        assert "there is no org/none on the hub" in load("org/none").stderr
         whole = load()
         assert whole.returncode == 0, whole.stderr
         assert whole.stdout.strip() == "|".join(["30", *NAMES, "a photo of a {}.", "a drawing of a {}."])

@@ -1,18 +1,19 @@
-"""Cells are joined by the paper's names, and a shuffled label order is noticed."""
+"""Cells are joined by the paper's names and judged by their tolerance; a shuffled label order is noticed."""
 
 from __future__ import annotations
 
 import pandas as pd
 import pytest
+from IPython.display import Markdown
 
 from residual.chapters import published
 from residual.hub import catalogue
-from residual.reproduction import check_base, compare
+from residual.reproduction import TOLERANCES, beside, check_base, compare, published_name, ranks, tally
 
 
 def test_every_published_data_set_is_in_the_catalogue():
-    names = set(published("unit_selection")["dataset"]) - {"Average"}
-    assert names <= {entry.published for entry in catalogue().values()}
+    names = {*published("unit_selection")["dataset"], *published("dataset_order")["dataset"]} - {"Average"}
+    assert names == {*(published_name(name) for name in catalogue()), published_name("random")} - {"ImageNet"}
 
 
 def test_cells_are_joined_and_judged_within_tolerance():
@@ -21,11 +22,46 @@ def test_cells_are_joined_and_judged_within_tolerance():
         "accuracy": [0.95, 0.1, 0.9], "accuracy_se": 0.002,
     })  # fmt: skip
     theirs = published("unit_selection")
-    found = compare(ours, theirs, "strategy").set_index("dataset")
+    cells = compare(ours, theirs, ["model", "dataset", "strategy"], ["accuracy"])
+    found = cells.set_index("dataset")
     assert set(found.index) == {"CIFAR10", "MNIST"}
     base = theirs[(theirs["model"] == "CLIP-L") & (theirs["dataset"] == "CIFAR10") & (theirs["strategy"] == "B")]
     assert found["difference"]["CIFAR10"] == pytest.approx(0.95 - base["accuracy"].iloc[0])
+    assert found["tolerance"].unique() == pytest.approx([0.024])
     assert found["verdict"].to_dict() == {"CIFAR10": "reproduced", "MNIST": "not reproduced"}
+    assert tally(cells) == "1 of 2 cells are within tolerance."
+    shown = beside(cells, ["dataset"], ["model", "strategy"]).to_html()
+    assert "0.95 (" in shown
+    assert shown.count(") x") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "quantities"),
+    [
+        ("intrinsic_dimension", ["model", "layer"], ["linear_id", "twonn_id", "ratio", "evr1"]),
+        ("textspan_agreement", ["figure", "model", "layer", "head"], ["z"]),
+        ("encoder_correlation", ["model_a", "model_b"], ["pearson"]),
+        ("alignment", ["table", "model", "method"], ["accuracy"]),
+    ],
+)
+def test_the_papers_own_tables_reproduce_themselves_and_nothing_else_does(name, keys, quantities):
+    theirs = published(name).drop(columns=["dataset"], errors="ignore").drop_duplicates(keys)
+    cells = compare(theirs, theirs, keys, quantities, reference="imagenet")
+    assert len(cells) == len(theirs) * len(quantities)
+    assert set(cells["verdict"]) == {"reproduced"}
+    far = theirs.assign(
+        **{q: theirs[q] + 1.1 * (TOLERANCES[q][0] + TOLERANCES[q][1] * theirs[q].abs()) for q in quantities}
+    )
+    assert set(compare(far, theirs, keys, quantities)["verdict"]) == {"not reproduced"}
+    elsewhere = compare(theirs, theirs, keys, quantities, reference="cifar100")
+    assert elsewhere.empty
+    assert isinstance(beside(elsewhere, keys[:1], keys[1:]), Markdown)
+
+
+def test_places_count_the_papers_data_sets_alone():
+    means = pd.DataFrame({"CLIP-L": [0.9, 0.8, 0.7, 0.95]}, index=["sun397", "random", "cars", "digits"])
+    found = ranks(means).set_index("dataset")["rank"]
+    assert found.to_dict() == {"sun397": 1, "random": 2, "cars": 3}
 
 
 def test_a_base_far_from_the_published_one_stops_the_run():

@@ -1,48 +1,37 @@
 """Aligning image encodings with class encodings by training a little on top of a frozen encoder.
 
 All but full fine-tuning trains on stored coordinates: the encoder sees each image once, and a step is two
-products with the fixed components. The loop is ours because a step takes a millisecond or less, of which a
-trainer's bookkeeping would be most.
+products with the fixed components.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import io
 import json
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
-from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from residual.encoders import Encoder
-from residual.extraction import pixels_for
-from residual.hub import EncodedImages
-from residual.store import StoredUnits, tensors_checksum, write_bytes, write_tensors
-from residual.towers import read_tower
+from residual.store import StoredUnits, tensors_checksum, write_tensors
+from residual.training import FineTuned, Fit, find_rate, fit, parameter_count, transformed
 from residual.units import Units, frames, trace, unit_labels
 
-EPOCHS, PATIENCE, BATCH = 30, 5, 64
-RATES = (1e-6, 1.0)  # between which the finder looks, in STEPS steps
-STEPS, PROBE = 100, 128
-WARMUP = 20
+__all__ = [
+    "AlignedEncoder", "Bases", "FineTuned", "Fit", "LinearAligner", "ResiDual", "coordinates", "find_rate", "fit",
+    "parameter_count", "reference_bases", "transformed",
+]  # fmt: skip
+
 CUT = 0.9  # of the variance, for RD*
 
 KINDS = ("RD", "RD*", "RD_Y", "O")
 TENSORS = ("components", "unit", "means", "variances")  # of Bases
-Inputs = Tensor | EncodedImages  # of an aligner: outputs, coordinates or images
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -311,246 +300,3 @@ class AlignedEncoder(Encoder):
     def encode_image(self, pixels: Tensor) -> Float[Tensor, "n d"]:
         """Transformed outputs, not normalised. pixels: as `check_pixels` takes them."""
         return self.transform(trace(self, pixels)).to(self.dtype)
-
-
-class FineTuned(nn.Module):
-    """A copy of an encoder, in single precision, whose vision tower and projection are trained; its text tower is not.
-
-    Takes images of a Dataset. `.encoder` is the encoder that results.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(encoder.model).float().requires_grad_(False)
-        self.encoder = replace(encoder, model=self.model, tower=read_tower(self.model, encoder.name))
-        own = self.encoder.tower
-        for parameter in (*own.root.parameters(), *own.projection()):
-            if isinstance(parameter, nn.Parameter):
-                parameter.requires_grad_(True)
-
-    def forward(self, images: Inputs) -> Float[Tensor, "n d"]:
-        return self.encoder.encode_image(pixels_for(self.encoder, images))
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a training went. rate: learning rate. accuracies: on the validation split, after each epoch."""
-
-    rate: float
-    accuracies: tuple[float, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """The best, whose parameters were restored."""
-        return max(self.accuracies)
-
-
-def fit(
-    aligner: nn.Module,
-    train: tuple[Inputs, Int64[Tensor, "n"]],
-    validation: tuple[Inputs, Int64[Tensor, "m"]],
-    classes: Float[Tensor, "c d"],
-    *,
-    scale: float = 100.0,
-    rate: float | None = None,
-    seed: int = 0,
-    checkpoint: Path | str | None = None,
-    progress: bool = False,
-) -> Fit:
-    """Train an aligner by the cross-entropy of scaled cosines with frozen class encodings (section 4.2).
-
-    train, validation: what the aligner takes (outputs, coordinates, images), and labels, on any device.
-    scale: of the cosines, the encoder's own. rate: by default `find_rate` finds it.
-    AdamW-ScheduleFree in batches of 64, at most 30 epochs; ends after 5 without a better
-    accuracy on the validation split, and restores the best.
-    checkpoint: a folder for what is written after each epoch, under a name of this training's own, and from
-    which a run that was stopped goes on.
-    Raises ValueError for a single class, a class without a training image, labels out of range, and NaN.
-    """
-    _check_labels(train, validation, classes)
-    train, validation = ((inputs, labels.long()) for inputs, labels in (train, validation))
-    device = next(aligner.parameters()).device
-    task = _Task(train, classes.to(device), scale, device)
-    place = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation, rate, seed)}.pt"
-    state = _resume(place)
-    rate = state["rate"] if state else rate or find_rate(aligner, train, classes, scale=scale, seed=seed)
-    trained = [p for p in aligner.parameters() if p.requires_grad]
-    optimizer = AdamWScheduleFree(trained, lr=rate, warmup_steps=WARMUP)
-    generator = torch.Generator().manual_seed(seed)
-    accuracies: list[float] = []
-    best: dict[str, Tensor] = {}
-    if state:
-        _load(aligner, state["now"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-        accuracies, best = state["accuracies"], state["best"]
-    with tqdm(total=EPOCHS, initial=len(accuracies), unit="epoch", disable=not progress, leave=False) as bar:
-        while len(accuracies) < EPOCHS and not _stalled(accuracies):
-            optimizer.train()
-            for loss in task.epoch(aligner, generator):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            optimizer.eval()
-            accuracies.append(task.accuracy(aligner, *validation))
-            if accuracies[-1] > max(accuracies[:-1], default=-1.0):
-                best = _trainable(aligner)
-            if place is not None:
-                _keep(place, {
-                    "rate": rate, "accuracies": accuracies, "best": best, "now": _trainable(aligner),
-                    "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
-                })  # fmt: skip
-            bar.update()
-            bar.set_postfix(accuracy=max(accuracies))
-    _load(aligner, best)
-    return Fit(rate, tuple(accuracies))
-
-
-def find_rate(
-    aligner: nn.Module,
-    train: tuple[Inputs, Int64[Tensor, "n"]],
-    classes: Float[Tensor, "c d"],
-    *,
-    scale: float = 100.0,
-    seed: int = 0,
-) -> float:
-    """The learning rate at which the loss falls fastest, while the rate grows step by step.
-
-    100 steps from 1e-6 to 1, after which the aligner is as it was; the search ends where the loss is four times
-    the least. The loss is that of 128 images, always the same: with that of each step's batch, as Lightning has it,
-    the noise of the batches at rates that change nothing is often the steepest fall. Source: Smith (2017).
-    Raises ValueError where the loss is not finite.
-    """
-    before = _trainable(aligner)
-    device = next(aligner.parameters()).device
-    task = _Task(train, classes.to(device), scale, device)
-    optimizer = AdamWScheduleFree([p for p in aligner.parameters() if p.requires_grad], lr=RATES[0])
-    optimizer.train()
-    generator = torch.Generator().manual_seed(seed)
-    probe = torch.randperm(len(train[0]), generator=generator)[:PROBE]
-    rates = np.geomspace(*RATES, STEPS)
-    losses: list[float] = []
-    batches = (loss for _ in range(STEPS) for loss in task.epoch(aligner, generator))
-    for rate, loss in zip(rates, batches, strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = float(rate)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            losses.append(task.loss(aligner, probe).item())
-        if not losses[-1] <= 4 * min(losses):
-            break
-    _load(aligner, before)
-    if len(losses) < 3 or not np.isfinite(losses[:-1]).all():
-        raise ValueError(f"the loss is not finite, or grows from the first steps on: {losses[:3]}; look at the inputs")
-    return float(rates[int(np.gradient(losses[:-1]).argmin())])
-
-
-@dataclass(frozen=True)
-class _Task:
-    train: tuple[Inputs, Tensor]
-    classes: Tensor
-    scale: float
-    device: torch.device
-
-    def epoch(self, aligner: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
-        """The loss of every batch of an epoch in random order."""
-        for rows in torch.randperm(len(self.train[0]), generator=generator).split(BATCH):
-            yield self.loss(aligner, rows)
-
-    def loss(self, aligner: nn.Module, rows: Tensor) -> Tensor:
-        inputs, labels = self.train
-        logits = self.scale * F.normalize(aligner(self._take(inputs, rows)), dim=1) @ self.classes.T
-        return F.cross_entropy(logits, labels[rows.to(labels.device)].to(self.device))
-
-    @torch.no_grad()
-    def accuracy(self, aligner: nn.Module, inputs: Inputs, labels: Tensor) -> float:
-        hits = 0
-        for rows in torch.arange(len(inputs)).split(4 * BATCH):
-            best = (aligner(self._take(inputs, rows)) @ self.classes.T).argmax(1)
-            hits += int((best == labels[rows.to(labels.device)].to(self.device)).sum())
-        return hits / len(inputs)
-
-    def _take(self, inputs: Inputs, rows: Tensor) -> Inputs:
-        if not isinstance(inputs, Tensor):
-            return inputs[rows]
-        own = inputs[rows.to(inputs.device)].to(self.device)
-        return own.to(self.classes.dtype) if own.is_floating_point() else own
-
-
-def _check_labels(train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], classes: Tensor) -> None:
-    count = len(classes)
-    if not classes.isfinite().all():
-        raise ValueError("class encodings hold NaN or infinity")
-    if count < 2:
-        raise ValueError(f"{count} class: there is nothing to tell apart; give the task at least two")
-    for name, (inputs, labels) in (("training", train), ("validation", validation)):
-        if len(inputs) != len(labels) or len(labels) == 0:
-            raise ValueError(f"{len(inputs)} {name} images and {len(labels)} labels")
-        if (
-            isinstance(inputs, Tensor)
-            and inputs.is_floating_point()
-            and not all(part.isfinite().all() for part in inputs.split(1024))
-        ):
-            raise ValueError(f"{name} inputs hold NaN or infinity; look at the images they came from")
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= count:
-            raise ValueError(f"{name} labels run from {low} to {high}, but {count} classes ask for 0 to {count - 1}")
-    if empty := sorted(set(range(count)) - set(train[1].tolist())):
-        shown = f"{empty[:10]}{' ...' if len(empty) > 10 else ''}"
-        raise ValueError(f"no training image of classes {shown}; take more images, or leave these classes out")
-
-
-def _stalled(accuracies: list[float]) -> bool:
-    return len(accuracies) > PATIENCE and max(accuracies[-PATIENCE:]) <= max(accuracies[:-PATIENCE])
-
-
-def _trainable(aligner: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in aligner.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
-    named = dict(aligner.named_parameters())
-    for name, value in state.items():
-        named[name].copy_(value)
-
-
-def _key(aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float | None, seed: int) -> str:
-    """Changes with all that a training depends on; of its inputs, with a thousand rows of either split."""
-    schedule = EPOCHS, PATIENCE, BATCH, WARMUP
-    facts = type(aligner).__name__, task.scale, rate, seed, schedule, len(task.train[0]), len(validation[0])
-    digest = hashlib.sha256(repr(facts).encode())
-    tensors = []
-    for inputs in (task.train[0], validation[0]):
-        if isinstance(inputs, Tensor):
-            tensors.append(inputs[:: max(1, len(inputs) // 1000)])
-        else:
-            digest.update(inputs.fingerprint().encode())
-    for value in (*tensors, task.train[1], validation[1], task.classes, *_trainable(aligner).values()):
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _keep(path: Path, state: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bytes(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
-
-
-def _resume(path: Path | None) -> dict[str, object] | None:
-    """What a stopped run of the same training left; None where there is nothing to go on from."""
-    if path is None or not path.is_file():
-        return None
-    data = path.read_bytes()
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
-        log.warning("%s is damaged; training anew", path)
-        return None
-    return torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
-
-
-def parameter_count(aligner: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in aligner.parameters() if p.requires_grad)

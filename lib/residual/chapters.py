@@ -6,9 +6,12 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,14 +24,17 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
 from torch import Tensor
 
+from residual.alignment import Bases, coordinates
 from residual.data import SPLITS, Dataset, load_dataset, split_task
+from residual.devices import one_gpu
 from residual.encoders import Encoder as LoadedEncoder
-from residual.extraction import extract
+from residual.extraction import PRECISIONS, extract
 from residual.sources import check_name
-from residual.store import StoredUnits
+from residual.store import StoredUnits, locked
 
 STARTED = time.monotonic()
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers", "scikit-learn", "numpy")
+IN_MEMORY = 2 * 10**9  # bytes of coordinates, from which on they lie in files
 
 
 def _one_of(options: tuple[str, ...]) -> AfterValidator:
@@ -56,6 +62,12 @@ def _device(value: str) -> str:
     return value
 
 
+def _dictionary(value: str) -> str:
+    if value and not Path(value).expanduser().is_file():
+        raise ValueError("there is no such file; give a text file with one description to a line, or '' for our own")
+    return value
+
+
 Encoder = Annotated[str, AfterValidator(check_name)]
 PARAMETERS: dict[str, Any] = {
     "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
@@ -73,6 +85,9 @@ PARAMETERS: dict[str, Any] = {
     "reference_images": Annotated[int, Field(ge=100)],
     "others": Annotated[list[Annotated[str, AfterValidator(_data_set)]], AfterValidator(_distinct)],
     "device": Annotated[str, AfterValidator(_device)],
+    "precision": Annotated[str, _one_of(tuple(PRECISIONS))],
+    "workers": Annotated[int, Field(ge=0)],
+    "dictionary": Annotated[str, AfterValidator(_dictionary)],
 }
 
 
@@ -128,11 +143,29 @@ def load_results(profile: str, name: str, *, chapter: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def stored(encoder: LoadedEncoder, data: Dataset, batch: int) -> StoredUnits:
-    """The units of a data set with their coordinates, extracted by whichever chapter comes first."""
+def stored(
+    encoder: LoadedEncoder, data: Dataset, batch: int, precision: str, *, moments_only: bool = False
+) -> StoredUnits:
+    """The units of a data set, mostly with their coordinates, extracted by whichever chapter comes first."""
     return extract(
-        encoder, data, root=project_root() / "_build/units", coordinates="float32", batch=batch, progress=False
-    )
+        encoder, data, root=project_root() / "_build/units", coordinates=None if moments_only else "float32",
+        batch=batch, precision=precision, progress=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def residual_inputs(units: dict[str, StoredUnits], bases: Bases) -> Iterator[dict[str, Tensor]]:
+    """`residual.alignment.coordinates` of every split. Above 2 GB they lie in half precision in files, while in use."""
+    if 4 * bases.width * sum(own.manifest.count for own in units.values()) <= IN_MEMORY:
+        yield {split: coordinates(own, bases) for split, own in units.items()}
+        return
+    manifest = next(iter(units.values())).manifest
+    name = f"{Path(manifest.encoder).name}--{Path(manifest.dataset).name}--{bases.kind}".replace(":", "_")
+    folder = project_root() / "_build/coordinates" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{name}.lock"), str(folder)):
+        yield {split: coordinates(own, bases, folder) for split, own in units.items()}
+        shutil.rmtree(folder)  # what a killed run left is used by the next one, and removed
 
 
 def task_split(name: str, split: str, images: int, seed: int, *, balanced: bool = False) -> Dataset:
@@ -158,6 +191,22 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
     if missing := count - len(labels.unique()):
         raise ValueError(f"images = {images}: {missing} of {count} classes of {task} have no training image; take more")
     return parts
+
+
+def task_units(
+    encoder: LoadedEncoder,
+    task: str,
+    images: int,
+    seed: int,
+    batch: int,
+    precision: str,
+    *,
+    splits: tuple[str, ...] = SPLITS,
+) -> tuple[dict[str, StoredUnits], dict[str, Tensor]]:
+    """Units and labels of every split of a task; see `task_parts` and `stored`."""
+    parts = task_parts(task, images, seed)
+    units = {split: stored(encoder, parts[split][0], batch, precision) for split in splits}
+    return units, {split: parts[split][1] for split in splits}
 
 
 def run_card(**facts: Any) -> pd.DataFrame:
@@ -190,9 +239,10 @@ def run_chapter(source: Path, out: Path, parameters: dict[str, Any]) -> None:
         if unknown := sorted(set(parameters) - set(known)):
             raise ParameterError(f"{source.name} has no parameters {unknown}; it has {sorted(known) or 'none'}")
         check_parameters(**parameters)
-        papermill.execute_notebook(
-            str(draft), str(out), parameters, cwd=str(project_root()), progress_bar=True, kernel_name="python3"
-        )
+        with one_gpu(parameters.get("device", "cpu")), locked(out.with_name(f".{out.name}.lock"), str(out)):
+            papermill.execute_notebook(
+                str(draft), str(out), parameters, cwd=str(project_root()), progress_bar=True, kernel_name="python3"
+            )
     finally:
         draft.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from residual import artwork, embedded, render, shapes, textures
 from residual.embedded import ENTRIES, Content, Entry, Factor, seed_of
-from residual.hub import EncodedImages, catalogue, class_turns, read_split, readable
+from residual.hub import EncodedImages, catalogue, class_turns, local_folder, read_split, readable
 from residual.store import tensors_checksum, write_tensors
 
 SPLITS = ("train", "validation", "test")
@@ -130,7 +130,7 @@ def split_task(name: str) -> tuple[str, str]:
     return own, task
 
 
-def load_dataset(name: str, split: str = "train", *, seed: int = 0) -> Dataset:
+def load_dataset(name: str | os.PathLike[str], split: str = "train", *, seed: int = 0) -> Dataset:
     """Load one split of a data set; the same seed gives the same images.
 
     name: one of `dataset_names()`, or of `task_names()`: "shapes" asks for all of "striped blue
@@ -138,12 +138,14 @@ def load_dataset(name: str, split: str = "train", *, seed: int = 0) -> Dataset:
     "@revision" pinned), or a local folder of webdataset tars, parquet files, or images by class: see `residual.hub`.
     Raises ValueError for an unknown name or split, DataError where a set cannot be had.
     """
+    name = os.fspath(name)
     own, task = split_task(name)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     if own not in ENTRIES:
         found = read_split(own, split, seed=seed, cache=cache_folder())
-        name = Path(own).name if Path(own).expanduser().is_dir() else own
+        folder = None if own in catalogue() else local_folder(own)
+        name = folder.name if folder else own
         return Dataset(name, split, found.images, found.labels, found.classes, found.templates, {}, found.excluded)
     entry = ENTRIES[own]
     content = _content(own, entry, split, seed)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import itertools
+import json
+import logging
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -12,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from residual.store import StoredUnits
+from residual.store import StoredUnits, write_bytes
 
 FEWEST = 20  # distinct rows that TwoNN needs
+log = logging.getLogger(__name__)
 
 
 def pca_dimension(eigenvalues: Float[Tensor, "k"], threshold: float = 0.99) -> int:
@@ -139,24 +146,52 @@ def _exact(x: Tensor, rows: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]
     return distances[:, 0], distances[:, 1]
 
 
-def head_dimensions(units: StoredUnits, *, seed: int = 0, progress: bool = True) -> pd.DataFrame:
+def head_dimensions(
+    units: StoredUnits, *, seed: int = 0, device: str | torch.device = "cpu", progress: bool = True
+) -> pd.DataFrame:
     """L, N, their ratio and EVR1 of every head, in rows by layer and head (section 3.1).
 
-    `twonn_id_error` is N's standard error from random quarters of the images.
+    `twonn_id_error` is N's standard error from random quarters of the images. device: on which neighbours are found.
+    Layers that are done are kept beside the units, and not computed again.
     Raises StoreError if the extraction kept no coordinates.
     """
     spectra = units.head_pca()
     evr = spectra.explained_variance_ratio
-    rows = []
+    kept = units.folder / f"dimensions-{seed}-{_recipe(units.manifest.sealed().seal)}.json"
+    rows = _kept_rows(kept)
+    heads = list(itertools.product(range(units.manifest.layers), range(units.manifest.heads)))
     label = f"dimension of the heads of {units.manifest.encoder}"
-    heads = itertools.product(range(units.manifest.layers), range(units.manifest.heads))
-    for layer, head in tqdm(list(heads), desc=label, unit="head", disable=not progress):
-        samples = units.head_coordinates(layer, head)
+    for layer, head in tqdm(heads[len(rows) :], desc=label, unit="head", disable=not progress):
+        samples = units.head_coordinates(layer, head).to(device)
         linear, nonlinear = pca_dimension(spectra.eigenvalues[layer, head]), two_nn(samples)
         error = subsampling_error(two_nn, samples, seed=seed)
         rows.append((layer, head, linear, nonlinear, linear / nonlinear, float(evr[layer, head, 0]), error))
+        if head == units.manifest.heads - 1:
+            _keep_rows(kept, rows)
     names = ["layer", "head", "linear_id", "twonn_id", "ratio", "evr1", "twonn_id_error"]
     return pd.DataFrame(rows, columns=names)
+
+
+def _recipe(seal: str) -> str:
+    """Changes with the units, and with what is computed here."""
+    return hashlib.sha256((seal + inspect.getsource(sys.modules[__name__])).encode()).hexdigest()[:12]
+
+
+def _kept_rows(path: Path) -> list[tuple]:
+    try:
+        kept = json.loads(path.read_text())
+        whole = hashlib.sha256(json.dumps(kept["rows"]).encode()).hexdigest() == kept["sha256"]
+        return [tuple(row) for row in kept["rows"]] if whole else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # nothing, or damaged: computed anew
+
+
+def _keep_rows(path: Path, rows: list[tuple]) -> None:
+    text = json.dumps(rows)
+    try:
+        write_bytes(path, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "rows": rows}).encode())
+    except OSError as error:
+        log.warning("dimensions are not kept, and computed anew the next time: %s", error)
 
 
 def layer_means(heads: pd.DataFrame) -> pd.DataFrame:

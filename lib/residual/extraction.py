@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
@@ -28,6 +26,7 @@ from residual.store import (
     StoreError,
     damaged_files,
     load_units,
+    locked,
     read_manifest,
     write_bytes,
     write_tensors,
@@ -48,6 +47,7 @@ def extract(
     coordinates: str | None = None,
     batch: int = 128,
     shard: int = 4096,
+    precision: str = "float32",
     workers: int = 0,
     part: tuple[int, int] | None = None,
     progress: bool = True,
@@ -57,6 +57,8 @@ def extract(
     dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the folder of all
     extractions; this one has a folder of its own, named after all that it depends on.
     coordinates: also keep every sample's coordinates, in "float16", "bfloat16" or "float32".
+    precision: of the forward pass, "float32" for the encoder's own, or "float16" or "bfloat16" by autocast, which keeps
+    norms and the residual stream in single precision; what that costs is told by `benchmarks/precision.py`.
     batch: images a forward pass; halved where memory does not suffice. shard: images a file, the most that is
     lost when a run is killed. workers: processes that decode images. part: (i, n) for every n-th shard from the i-th
     on, so that n runs share the work, on one machine or many; None is returned, and a run without `part`
@@ -67,12 +69,14 @@ def extract(
     """
     if coordinates is not None and coordinates not in PRECISIONS:
         raise ValueError(f"coordinates must be None or one of {list(PRECISIONS)}, not {coordinates!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {list(PRECISIONS)}, not {precision!r}")
     if batch < 1 or shard < 1:
         raise ValueError(f"batch and shard must be positive, not {batch} and {shard}")
     if part is not None and not 0 <= part[0] < part[1]:
         raise ValueError(f"part must be (i, n) with i from 0 to n - 1, not {part}")
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
-    wanted = _describe(encoder, data, coordinates, batch, shard)
+    wanted = _describe(encoder, data, coordinates, batch, shard, precision)
     key = hashlib.sha256(wanted.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
     names = "--".join(
         part.replace(":", "_").replace("/", "_") for part in (Path(encoder.name).name, data.name, data.split)
@@ -80,7 +84,7 @@ def extract(
     folder = Path(root) / f"{names}--{key}"
     folder.mkdir(parents=True, exist_ok=True)
     own_name = MANIFEST if part is None else f"part-{part[0]}-of-{part[1]}.json"
-    with _locked(folder, own_name):
+    with locked(folder / f".{own_name}.lock", str(folder)):
         manifest = _resume(folder, wanted, own_name)
         if part is None:
             manifest = _gather(folder, manifest)
@@ -103,7 +107,7 @@ def extract(
                 tensors = None
                 while tensors is None:
                     try:
-                        tensors = _extract_shard(encoder, data, rows, batch, coordinates, workers)
+                        tensors = _extract_shard(encoder, data, rows, batch, coordinates, precision, workers)
                     except (torch.OutOfMemoryError, RuntimeError) as error:
                         if batch == 1 or not _out_of_memory(error):
                             raise
@@ -135,13 +139,16 @@ def _gather(folder: Path, manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"shards": tuple(shards[name] for name in sorted(shards))})
 
 
-def _describe(encoder: Encoder, data: Dataset, coordinates: str | None, batch: int, shard: int) -> Manifest:
+def _describe(
+    encoder: Encoder, data: Dataset, coordinates: str | None, batch: int, shard: int, precision: str
+) -> Manifest:
+    own = str(encoder.dtype).removeprefix("torch.")
     return Manifest(
         encoder=encoder.name,
         family=encoder.family,
         weights=encoder.weights,
         weights_hash=encoder.weights_hash(),
-        precision=str(encoder.dtype).removeprefix("torch."),
+        precision=own if precision == "float32" else f"{own}, {precision} by autocast",
         layers=encoder.layers,
         heads=encoder.heads,
         dataset=data.name,
@@ -156,17 +163,16 @@ def _describe(encoder: Encoder, data: Dataset, coordinates: str | None, batch: i
 
 
 def _extract_shard(
-    encoder: Encoder, data: Dataset, rows: range, batch: int, coordinates: str | None, workers: int
+    encoder: Encoder, data: Dataset, rows: range, batch: int, coordinates: str | None, precision: str, workers: int
 ) -> dict[str, Tensor]:
     """Moments of one shard, and its coordinates with the samples' axis before their last."""
     merged: dict[str, Moments] = {}
     kept: dict[str, list[Tensor]] = {"heads": [], "blocks": [], "outputs": []}
-    batches = _Batches(encoder, data.images[rows.start : rows.stop].split(batch))
-    loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=encoder.device.type == "cuda")
     stop = rows.start
-    for pixels in loader:
+    for pixels in pixel_batches(encoder, data.images[rows.start : rows.stop].split(batch), workers):
         start, stop = stop, stop + len(pixels)
-        units = trace(encoder, pixels)
+        with torch.autocast(encoder.device.type, PRECISIONS[precision], enabled=precision != "float32"):
+            units = trace(encoder, pixels)
         if not all(value.isfinite().all() for value in (units.coordinates, units.blocks, units.output)):
             raise ValueError(f"{encoder.name} gives NaN or infinity for images {start} to {stop - 1} of {data.name}")
         for name, samples in (("heads", units.coordinates), ("blocks", units.blocks), ("output", units.output)):
@@ -195,9 +201,13 @@ def pixels_for(encoder: Encoder, images: Tensor | EncodedImages) -> Tensor:
     return torch.stack([encoder.preprocess(to_pil_image(image)) for image in images])
 
 
-class _Batches(torch.utils.data.Dataset):
-    """Pixels of batches, for workers that decode while the encoder computes."""
+def pixel_batches(encoder: Encoder, parts: Sequence[Tensor | EncodedImages], workers: int = 0) -> DataLoader:
+    """Pixels of parts of images, one after another, decoded by `workers` processes while the encoder computes."""
+    pinned = encoder.device.type == "cuda"
+    return DataLoader(_Batches(encoder, parts), batch_size=None, num_workers=workers, pin_memory=pinned)
 
+
+class _Batches(torch.utils.data.Dataset):
     def __init__(self, encoder: Encoder, parts: Sequence[Tensor | EncodedImages]) -> None:
         self.encoder, self.parts = encoder, parts
 
@@ -206,21 +216,6 @@ class _Batches(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         return pixels_for(self.encoder, self.parts[index])
-
-
-@contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    """One run at a time; the lock goes with the process that holds it, however that ends."""
-    lock = FileLock(folder / f".{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("another run is extracting into %s; waiting for it", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _resume(folder: Path, wanted: Manifest, name: str) -> Manifest:

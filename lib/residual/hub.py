@@ -6,6 +6,8 @@ Images stay encoded until an encoder asks for them. Names of classes and prompt 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -18,29 +20,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import yaml
 from filelock import FileLock
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from jaxtyping import Int64
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from residual.layouts import (
+    CLASSES,
+    TARS,
+    TEMPLATES,
+    data_files,
+    image_column,
+    label_column,
+    read_labels,
+    read_lines,
+    read_templates,
+    split_of,
+)
 from residual.store import write_bytes
 
-CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
-TEMPLATE = "a photo of a {}."  # where a set has none
-NAMES = {  # of splits
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-LABELS = ("cls", "label", "labels", "fine_label", "class")
 HELD = 0.1  # of an official training split, for validation where there is none
 SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # of a set that is not divided
 MANY = 2000  # images from which on they are checked by several processes
+UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +72,6 @@ class HubSet(BaseModel):
     cite: str
     limit: int | None = None
     gated: bool = False
-    label: str | None = None
 
     def counts(self) -> dict[str, int]:
         """Images of each split, as `read_split` divides them."""
@@ -85,8 +93,19 @@ def catalogue() -> dict[str, HubSet]:
 def readable(name: str) -> bool:
     """Whether a name is one of the catalogue, a folder, or looks like a hub id ("org/name"), "@revision" aside."""
     own = name.partition("@")[0]
-    folder = Path(name).expanduser()
-    return own in catalogue() or folder.is_dir() or (own.count("/") == 1 and all(own.split("/")) and own[0] not in ".~")
+    return (
+        own in catalogue()
+        or local_folder(name) is not None
+        or (own.count("/") == 1 and all(own.split("/")) and own[0] not in ".~")
+    )
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a name stands for; None where there is none."""
+    with contextlib.suppress(RuntimeError, OSError):  # "~nobody"
+        folder = Path(name).expanduser().resolve()
+        return folder if folder.is_dir() else None
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,48 +155,41 @@ def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
     """
     own, _, revision = name.partition("@")
     entry = catalogue().get(own)
-    folder = Path(name).expanduser()
-    local = entry is None and folder.is_dir()
-    source = str(folder) if local else entry.repo if entry else own
+    folder = local_folder(name) if entry is None else None
+    source = str(folder) if folder else entry.repo if entry else own
     try:
-        if not local:
-            revision = revision or _pinned(source, cache)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a folder without a card
-            found = datasets.load_dataset(source, revision=None if local else revision)
-        words = {file: _lines(source, file, local, revision) for file in (CLASSES, TEMPLATES)}
+        where = folder or _fetched(source, revision := revision or _pinned(source, cache))
+        found = _load(source, where, revision if folder is None else None, cache)
     except Exception as error:  # whatever loaders, decoders and connections below them raise
-        raise DataError(_explain(name, source, local, entry, error)) from error
-    tables = {ours: found[theirs] for ours, names in NAMES.items() for theirs in names if theirs in found}
-    tables = {ours: table for ours, table in tables.items() if _labelled(table, entry)}
-    if not tables:
-        raise ValueError(f"{name} has no labelled split; its splits are {', '.join(found)}")
-    if "test" not in tables and "train" in tables and "validation" in tables:
-        tables["test"] = tables.pop("validation")  # ImageNet's test labels are secret
+        raise DataError(_explain(name, source, folder is not None, entry, error)) from error
+    tables, labels, classes = _splits(found, read_lines(where / CLASSES, name), name)
+    if entry and (wrong := abs(sum(map(len, tables.values())) / (entry.train + entry.test) - 1)) > 0.02:
+        log.warning("%s has %.0f %% more or fewer labelled images than it should have", name, 100 * wrong)
     if undivided := not {"train", "test"} <= set(tables):
         table, (low, high) = datasets.concatenate_datasets(list(tables.values())), SHARES[split]
-    elif split in tables and (split != "train" or "validation" in tables):
-        table, (low, high) = tables[split], (0.0, 1.0)
+        truth = torch.cat(list(labels.values()))
     else:
-        table, (low, high) = tables["test" if split == "test" else "train"], (0.0, 1 - HELD)
-        if split == "validation":
-            low, high = 1 - HELD, 1.0
-    image, label = _columns(table, entry, name)
-    labels, classes = _labels(table, label, words[CLASSES], name)
+        official = split in tables and (split != "train" or "validation" in tables)
+        part = split if official else "test" if split == "test" else "train"
+        table, truth = tables[part], labels[part]
+        low, high = (0.0, 1.0) if official else (1 - HELD, 1.0) if split == "validation" else (0.0, 1 - HELD)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(table), generator=generator)
-    turns = class_turns(labels[rows])
-    sizes = torch.bincount(labels[rows], minlength=len(classes))[labels[rows]]
-    rows = rows[(turns >= (low * sizes).long()) & (turns < (high * sizes).long())]
+    rows = rows[truth[rows] >= 0]
+    turns = class_turns(truth[rows])
+    sizes = torch.bincount(truth[rows], minlength=len(classes))[truth[rows]]
+    first, last = (torch.zeros_like(sizes) if b == 0 else (b * sizes).long().clamp(min=1) for b in (low, high))
+    rows = rows[(turns >= first) & (turns < last)]
     if len(rows) == 0:
         why = "it is too small to be divided" if undivided else "too few images to hold some out"
         raise ValueError(f"{name} has no image left for {split}: {why}")
     if split == "train" and entry and entry.limit and len(rows) > entry.limit:
-        rows = rows[class_turns(labels[rows]).argsort(stable=True)[: entry.limit].sort().values]
-    table, labels = table.select(rows.tolist()), labels[rows]
+        rows = rows[class_turns(truth[rows]).argsort(stable=True)[: entry.limit].sort().values]
+    table = table.select(rows.tolist())
+    image = image_column(table.features, name)
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     checksums, broken = _checked(encoded, image, name)
-    excluded = tuple(_key(table, image, row) for row in broken.nonzero()[:, 0].tolist())
+    excluded = tuple(_key(table, encoded, at, int(rows[at]), folder) for at in broken.nonzero()[:, 0].tolist())
     if excluded:
         shown = ", ".join(excluded[:5]) + (" ..." if len(excluded) > 5 else "")
         log.warning(
@@ -186,9 +198,59 @@ def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
         )  # fmt: skip
     if broken.all():
         raise ValueError(f"{name}: not one image of {split} can be decoded")
-    templates = tuple(line.replace("{c}", "{}") for line in words[TEMPLATES] or ()) or (TEMPLATE,)
     whole = (~broken).nonzero()[:, 0]
-    return HubSplit(EncodedImages(encoded, checksums, whole), labels[whole], classes, templates, excluded)
+    templates = read_templates(read_lines(where / TEMPLATES, name), name)
+    return HubSplit(EncodedImages(encoded, checksums, whole), truth[rows][whole], classes, templates, excluded)
+
+
+def _fetched(repo: str, revision: str) -> Path:
+    """A snapshot of a set's tars and texts. Other formats `datasets` fetches, and has an own idea of what it needs."""
+    wanted = [".gitattributes", "README.md", CLASSES, TEMPLATES, *(f"*{ending}" for ending in TARS)]
+    return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted))
+
+
+def _load(source: str, where: Path, revision: str | None, cache: Path) -> Mapping[str, datasets.Dataset]:
+    """All splits. Where the cache of `datasets` cannot be written, they are kept in ours."""
+    named = data_files(where)
+    builder, files = named or (source, None)
+    options = {"data_files": files} if named else {"revision": revision}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a folder without a card
+        try:
+            return datasets.load_dataset(builder, **options)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            log.warning("the cache of `datasets` cannot be written; using %s: %s", cache / "datasets", error)
+            return datasets.load_dataset(builder, cache_dir=str(cache / "datasets"), **options)
+
+
+def _splits(
+    found: Mapping[str, datasets.Dataset], words: list[str] | None, name: str
+) -> tuple[dict[str, datasets.Dataset], dict[str, Tensor], tuple[str, ...]]:
+    """Tables of images and labels of every split that has labels, by our names for them."""
+    tables = {ours: found[theirs] for theirs in found if (ours := split_of(theirs))}
+    if not tables and len(found) == 1:
+        tables = {"train": next(iter(found.values()))}
+    if not tables:
+        raise ValueError(f"{name} has no split called train or test; its splits are {', '.join(found)}")
+    image = image_column(next(iter(tables.values())).features, name)
+    tables = {split: table.cast_column(image, datasets.Image()).flatten() for split, table in tables.items()}
+    label = label_column(next(iter(tables.values())).features, name, named=words is not None)
+    labels, classes = read_labels(tables, label, words, name)
+    for split, own in labels.items():
+        if bare := int((own < 0).sum()):
+            log.warning("%s, %s: %d of %d images have no label and are left out", name, split, bare, len(own))
+    tables = {
+        split: table.select_columns([image, *({"__key__"} & set(table.column_names))])
+        for split, table in tables.items() if (labels[split] >= 0).any()
+    }  # fmt: skip
+    if not tables:
+        raise ValueError(f"{name} has no labelled split; its splits are {', '.join(found)}")
+    if "test" not in tables and "train" in tables and "validation" in tables:
+        tables["test"] = tables.pop("validation")  # ImageNet's test labels are secret
+        labels["test"] = labels.pop("validation")
+    return tables, {split: labels[split] for split in tables}, classes
 
 
 def class_turns(labels: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
@@ -224,27 +286,23 @@ def _revisions(path: Path) -> dict[str, str]:
         return {}
 
 
-def _lines(source: str, file: str, local: bool, revision: str | None) -> list[str] | None:
-    """The lines of a text file of the set; None where it has none."""
-    try:
-        path = Path(source) / file if local else hf_hub_download(source, file, repo_type="dataset", revision=revision)
-        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except LocalEntryNotFoundError:  # no network: a kind of the next, but not for want of the file
-        raise
-    except (FileNotFoundError, EntryNotFoundError):
-        return None
-
-
 def _explain(name: str, source: str, local: bool, entry: HubSet | None, error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    kinds, cause = tuple(map(type, chain)), chain[-1]
+    text = f"{type(error).__name__}: {error}" + (f" ({type(cause).__name__}: {cause})" if cause is not error else "")
+    if isinstance(cause, OSError) and cause.errno in (*UNWRITABLE, *FULL):
+        why = "there is no room left" if cause.errno in FULL else "it cannot be written"
+        return f"{name}: {why} where HF_HOME (or HF_DATASETS_CACHE) points; free some, or set another folder. ({text})"
     if local:
         return f"{name} cannot be read as webdataset tars, parquet or an image folder: {text}"
-    if "gated" in text.lower() or "401" in text or "403" in text:
+    if GatedRepoError in kinds or "is a gated dataset" in text:
         return (
             f"{name}: {source} is gated. Ask for access on its page on the hub, then log in with `hf auth login` "
             f"(or set HF_TOKEN) and run again. ({text})"
         )
-    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+    if {datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError} & {*kinds}:
         hint = " It asks for access: see its page, then `hf auth login`." if entry and entry.gated else ""
         return f"{name}: there is no {source} on the hub, or none that you may see.{hint} ({text})"
     checks = datasets.exceptions.ChecksumVerificationError, datasets.exceptions.SplitsVerificationError
@@ -259,58 +317,31 @@ def _explain(name: str, source: str, local: bool, entry: HubSet | None, error: E
     )
 
 
-def _labelled(table: datasets.Dataset, entry: HubSet | None) -> bool:
-    """Whether a split has labels: secret ones are -1."""
-    names = [entry.label] if entry and entry.label else [n for n in LABELS if n in table.column_names]
-    return bool(names) and len(table) > 0 and table[names[0]][0] != -1
-
-
-def _columns(table: datasets.Dataset, entry: HubSet | None, name: str) -> tuple[str, str]:
-    features = table.features
-    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels = [entry.label] if entry and entry.label else labels or [column for column in LABELS if column in features]
-    if not images or not labels:
-        raise ValueError(f"{name} holds no labelled images; its columns are {', '.join(features)}")
-    return images[0], labels[0]
-
-
-def _labels(
-    table: datasets.Dataset, column: str, names: list[str] | None, name: str
-) -> tuple[Int64[Tensor, "n"], tuple[str, ...]]:
-    values, kind = table[column][:], table.features[column]
-    if isinstance(values[0], str):
-        known = sorted(set(values))
-        return torch.tensor([known.index(value) for value in values]), tuple(known)
-    names = names or (kind.names if isinstance(kind, datasets.ClassLabel) else None)
-    if names is None:
-        raise ValueError(f"{name} has numbers for labels and no {CLASSES}; put the names there, one to a line")
-    labels = torch.tensor(values, dtype=torch.int64)
-    if labels.min() < 0 or labels.max() >= len(names):
-        low, high = int(labels.min()), int(labels.max())
-        raise ValueError(f"{name}: labels run from {low} to {high}, but {len(names)} classes have names")
-    return labels, tuple(names)
-
-
 def _checked(encoded: datasets.Dataset, image: str, name: str) -> tuple[tuple[str, ...], Tensor]:
     """The checksum of every file, and whether it cannot be decoded; found once, and kept by `datasets`."""
-    done = encoded.map(
-        _check, fn_kwargs={"column": image}, remove_columns=[image], desc=f"checking the images of {name}",
-        num_proc=os.cpu_count() if len(encoded) >= MANY else None,
-    )  # fmt: skip
+    options = {
+        "fn_kwargs": {"column": image}, "remove_columns": [image], "desc": f"checking the images of {name}",
+        "num_proc": os.cpu_count() if len(encoded) >= MANY else None,
+    }  # fmt: skip
+    try:
+        done = encoded.map(_check, **options)
+    except Exception as error:  # a full or unwritable disk, or a damaged file of results, makes it raise anything
+        log.warning("what is found of the images of %s cannot be kept: %s", name, error)
+        done = encoded.map(_check, keep_in_memory=True, load_from_cache_file=False, **options)
     return tuple(done["sha256"][:]), torch.tensor(done["broken"][:])
 
 
 def _check(row: Mapping[str, dict], column: str) -> dict[str, str | bool]:
     try:
+        data = _bytes(row[column])
+    except (OSError, TypeError):  # there is no file, or no image in the row
+        return {"sha256": "", "broken": True}
+    try:
         _decode(row[column])
         broken = False
     except Exception:  # whatever a corrupt file makes a decoder raise
         broken = True
-    try:
-        return {"sha256": hashlib.sha256(_bytes(row[column])).hexdigest(), "broken": broken}
-    except OSError:
-        return {"sha256": "", "broken": True}
+    return {"sha256": hashlib.sha256(data).hexdigest(), "broken": broken}
 
 
 def _bytes(value: dict) -> bytes:
@@ -320,11 +351,19 @@ def _bytes(value: dict) -> bytes:
 def _decode(value: dict) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # palettes, EXIF
-        return Image.open(io.BytesIO(_bytes(value))).convert("RGB")
+        image = Image.open(io.BytesIO(_bytes(value)))
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        elif image.mode == "F":
+            raise ValueError("floating-point pixels have no known range")
+        return image.convert("RGB")
 
 
-def _key(table: datasets.Dataset, image: str, row: int) -> str:
+def _key(table: datasets.Dataset, encoded: datasets.Dataset, at: int, row: int, folder: Path | None) -> str:
+    """What an image is called where it came from: its key, its file, or its row."""
     if "__key__" in table.column_names:
-        return table["__key__"][row]
-    path = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))[row][image]["path"]
-    return Path(path).name if path else f"row {row}"
+        return table["__key__"][at]
+    path = (next(iter(encoded[at].values())) or {}).get("path")
+    if not path:
+        return f"row {row}"
+    return str(Path(path).relative_to(folder)) if folder and Path(path).is_relative_to(folder) else Path(path).name

@@ -8,14 +8,16 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import datasets
 import jupytext
 import torch
 from huggingface_hub import constants
@@ -24,10 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from residual import load_encoder
 from residual.chapters import ParameterError, check_parameters, project_root, read_profile, task_split
 from residual.data import SPLITS, dataset_names, split_task
+from residual.devices import one_gpu
 from residual.embedded import ENTRIES
-from residual.extraction import extract
-from residual.hub import catalogue
-from residual.sources import EMBEDDED
+from residual.extraction import PRECISIONS, extract
+from residual.hub import catalogue, local_folder
+from residual.sources import EMBEDDED, weights_repo
 from residual.store import read_manifest
 from residual.units import trace
 
@@ -48,6 +51,7 @@ class Job:
     coordinates: bool
     seed: int
     batch: int
+    precision: str = "float32"
 
     @property
     def name(self) -> str:
@@ -65,14 +69,23 @@ class Job:
         entry = catalogue().get(self.dataset.partition("@")[0])
         return None if entry is None else min(self.images, entry.counts()[self.split])
 
-    def run(self, *, device: str = "cpu", workers: int = 0, part: tuple[int, int] | None = None) -> None:
+    def run(
+        self, *, device: str = "cpu", workers: int = 0, part: tuple[int, int] | None = None, compiled: bool = False
+    ) -> None:
         """Extract, into where the chapters look."""
-        encoder = load_encoder(self.encoder, seed=self.seed, device=device)
-        data = task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced)
-        extract(
-            encoder, data, root=project_root() / "_build/units", batch=self.batch, workers=workers, part=part,
-            coordinates="float32" if self.coordinates else None,
-        )  # fmt: skip
+        with one_gpu(device):
+            encoder = load_encoder(self.encoder, seed=self.seed, device=device)
+            if compiled:
+                encoder.compile()
+            data = task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced)
+            extract(
+                encoder, data, root=project_root() / "_build/units", batch=self.batch, precision=self.precision,
+                workers=workers, part=part, coordinates="float32" if self.coordinates else None,
+            )  # fmt: skip
+
+    def ended(self) -> bool:
+        """Whether a run of the graph has done it."""
+        return (project_root() / "_build/units/jobs" / self.name).is_file()
 
 
 def chapter_parameters(chapter: str, profile: Path) -> dict[str, Any]:
@@ -98,7 +111,7 @@ def jobs(profile: Path) -> list[Job]:
 
 def _chapter_jobs(chapter: str, given: dict[str, Any]) -> Iterator[Job]:
     def job(encoder: str, dataset: str, split: str, images: int, *, balanced: bool = False, kept: bool = True) -> Job:
-        made = Job(encoder, dataset, split, MOST, False, kept, given["seed"], given["batch"])
+        made = Job(encoder, dataset, split, MOST, False, kept, given["seed"], given["batch"], given["precision"])
         return made if images >= (made.count() or MOST) else replace(made, images=images, balanced=balanced)
 
     for encoder in (*given["encoders"], *given.get("controls", ())):
@@ -147,11 +160,12 @@ def encoder_cost(name: str) -> Cost | None:
     )
 
 
-def measured_speed(device: str) -> float:
+@functools.cache
+def measured_speed(device: str, precision: str = "float32") -> float:
     """Floating-point operations a second of tracing ViT-B/16 on a device, at the batch that the chapters use."""
     encoder = load_encoder("OpenCLIP-B", False, device=device)
     pixels = torch.randn(8 if device == "cpu" else 128, 3, *encoder.tower.image_size)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device, PRECISIONS[precision], enabled=precision != "float32"):
         trace(encoder, pixels).output.sum().item()
         start, runs = time.monotonic(), 0
         while runs < 3 or time.monotonic() - start < 1:
@@ -160,14 +174,20 @@ def measured_speed(device: str) -> float:
     return runs * len(pixels) * encoder_cost("OpenCLIP-B").flops / (time.monotonic() - start)
 
 
-def done(root: Path) -> set[tuple[str, str, str, int, bool]]:
-    """What lies whole in a folder of extractions: encoder, data set, split, images, whether with coordinates."""
+def done(root: Path) -> set[tuple[str, str, str, int, bool, bool]]:
+    """What lies whole in a folder of extractions.
+
+    Encoder, data set, split, images, whether with coordinates, whether in single precision.
+    """
     found = (read_manifest(folder) for folder in root.glob("*--*")) if root.is_dir() else ()
-    return {(m.encoder, m.dataset, m.split, m.count, m.coordinates is not None) for m in found if m and m.complete}
+    return {
+        (m.encoder, m.dataset, m.split, m.count, m.coordinates is not None, m.precision == "float32")
+        for m in found if m and m.complete
+    }  # fmt: skip
 
 
-def plan(profile: Path, *, flops: float) -> dict[str, Any]:
-    """Every job with what it costs, and the sums. flops: of the device, a second.
+def plan(profile: Path, speed: Callable[[str], float]) -> dict[str, Any]:
+    """Every job with what it costs, and the sums. speed: floating-point operations a second in a precision.
 
     Where a set or an encoder that is not known must be downloaded first, the costs of the job are None.
     """
@@ -177,21 +197,38 @@ def plan(profile: Path, *, flops: float) -> dict[str, Any]:
         row = {"job": job.name, "images": count, "flops": None, "hours": None, "bytes": None}
         if count is not None and cost is not None:
             shards = -(-count // 4096)
-            row |= {"flops": count * cost.flops, "hours": count * cost.flops / flops / 3600}
+            row |= {"flops": count * cost.flops, "hours": count * cost.flops / speed(job.precision) / 3600}
             row["bytes"] = count * cost.coordinates * job.coordinates + shards * cost.moments
-        row["done"] = (job.encoder, job.dataset, job.split, count, job.coordinates) in there
+        about = job.encoder, job.dataset, job.split, count, job.coordinates, job.precision == "float32"
+        row["done"] = job.ended() or about in there
         rows.append(row)
-    sets = {job.dataset.partition("@")[0] for job in jobs(profile)}
-    downloads = {}
-    for name in sorted(sets & set(catalogue())):
-        entry = catalogue()[name]
-        here = (Path(constants.HF_HUB_CACHE) / f"datasets--{entry.repo.replace('/', '--')}").is_dir()
-        downloads[name] = {"bytes": int(entry.gigabytes * 1e9), "gated": entry.gated, "there": here}
-    encoders = {job.encoder for job in jobs(profile)}
-    for name in sorted(name for name in encoders if name.partition("@")[0] not in EMBEDDED and "@random" not in name):
-        cost = encoder_cost(name)
-        downloads[name] = {"bytes": cost.weights if cost else 0, "gated": False, "there": False}
-    return {"jobs": rows, "downloads": downloads, "flops_per_second": flops}
+    return {"jobs": rows, "downloads": _downloads(jobs(profile)), "speed": speed(jobs(profile)[0].precision)}
+
+
+def _downloads(own: list[Job]) -> dict[str, dict[str, Any]]:
+    """What jobs need from a hub: bytes where they are known, bytes that stay on disk, and whether it is there.
+
+    `datasets` keeps a set twice: as it was downloaded, and as the tables that it reads from.
+    """
+    found = {}
+    for name in sorted({job.dataset.partition("@")[0] for job in own} - set(ENTRIES)):
+        entry = catalogue().get(name)
+        if entry is None and local_folder(name):
+            continue
+        repo, size = (entry.repo, int(entry.gigabytes * 1e9)) if entry else (name, None)
+        tables = Path(datasets.config.HF_DATASETS_CACHE) / repo.replace("/", "___")
+        here = any(tables.glob("**/dataset_info.json")) and not any(tables.glob("**/*.incomplete"))
+        found[name] = {"bytes": size, "kept": size and 2 * size, "gated": bool(entry and entry.gated), "there": here}
+    for name in sorted({job.encoder for job in own}):
+        if name.partition("@")[0] in EMBEDDED or name.endswith("@random") or local_folder(name):
+            continue
+        cost, repo = encoder_cost(name), weights_repo(name)
+        here = bool(repo) and any(
+            (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}").glob("snapshots/*/*")
+        )
+        size = cost.weights if cost else None
+        found[name] = {"bytes": size, "kept": size, "gated": False, "there": here}
+    return found
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -206,19 +243,23 @@ def _table(found: dict[str, Any]) -> str:
         lines.append(f"{row['job']:<90} {figures}  {'yes' if row['done'] else ''}")
     left = [row for row in found["jobs"] if not row["done"] and row["flops"] is not None]
     sums = {key: sum(row[key] for row in left) for key in ("images", "flops", "hours", "bytes")}
-    lines += ["", "downloads, about:"]
+    lines += ["", "downloads, about:" if found["downloads"] else "downloads: none"]
     for name, own in found["downloads"].items():
         notes = " ".join(["gated: ask for access first"] * own["gated"] + ["there"] * own["there"])
-        lines.append(f"  {name:<20} {own['bytes'] / 1e9:>7.1f} GB  {notes}")
-    fetched = sum(own["bytes"] for own in found["downloads"].values() if not own["there"])
+        size = "?" if own["bytes"] is None else f"{own['bytes'] / 1e9:.1f}"
+        lines.append(f"  {name:<30} {size:>7} GB  {notes}")
+    missing = [own for own in found["downloads"].values() if not own["there"]]
+    fetched, kept = (sum(own[key] or 0 for own in missing) for key in ("bytes", "kept"))
+    free = shutil.disk_usage(project_root()).free
     unknown = sum(row["flops"] is None and not row["done"] for row in found["jobs"])
     lines += [
         "",
         f"{len(found['jobs'])} extractions, {len(found['jobs']) - len(left) - unknown} of them there"
         + (f", {unknown} of a size not known yet" if unknown else ""),
         f"to do: {sums['images']:,} images, {sums['flops'] / 1e15:,.1f} PFLOP, about {sums['hours']:,.1f} hours at "
-        f"{found['flops_per_second'] / 1e12:.2f} TFLOP/s, one after the other",
-        f"to download: {fetched / 1e9:,.1f} GB; to store: {sums['bytes'] / 1e9:,.1f} GB",
+        f"{found['speed'] / 1e12:.2f} TFLOP/s, one after the other",
+        f"to download: {fetched / 1e9:,.1f} GB, which take {kept / 1e9:,.1f} GB on disk: `datasets` keeps them twice",
+        f"to store: {sums['bytes'] / 1e9:,.1f} GB of units; free here: {free / 1e9:,.1f} GB",
         "Hours are of extraction alone; decoding images, training and analysis come on top.",
     ]
     return "\n".join(lines)
@@ -233,6 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="names of the jobs alone, at once")
     parser.add_argument("--run", metavar="JOB", help="run one job")
     parser.add_argument("--part", metavar="I/N", help="with --run: every N-th shard from the I-th on, from 0")
+    parser.add_argument("--compile", action="store_true", help="with --run: compile the encoder's MLPs first")
     parser.add_argument("--workers", type=int, default=max(0, min(8, (os.cpu_count() or 1) - 1)), help="that decode")
     args = parser.parse_args(arguments)
     path = args.profile if args.profile.suffix else project_root() / "profiles" / f"{args.profile}.yml"
@@ -242,11 +284,12 @@ def main(arguments: list[str] | None = None) -> int:
             if args.run not in known:
                 raise ParameterError(f"{path.stem} has no job {args.run!r}; --list shows them")
             part = tuple(int(value) for value in args.part.split("/")) if args.part else None
-            known[args.run].run(device=args.device, workers=args.workers, part=part)
+            known[args.run].run(device=args.device, workers=args.workers, part=part, compiled=args.compile)
         elif args.list:
             print("\n".join(known))
         else:
-            found = plan(path, flops=args.tflops * 1e12 if args.tflops else measured_speed(args.device))
+            given = args.tflops and args.tflops * 1e12
+            found = plan(path, lambda precision: given or measured_speed(args.device, precision))
             print(json.dumps(found, indent=2) if args.json else _table(found))
     except (ParameterError, OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -119,6 +119,15 @@ def check_name(name: str) -> str:
     )
 
 
+def weights_repo(name: str) -> str:
+    """The hub's id of what holds an encoder's weights; empty where they are on none, or it cannot be told."""
+    base, tag = split_tag(name)
+    source = PAPER.get(base) or Source(base.removeprefix("hf-hub:"), tag or None)
+    if source.tag:
+        return (open_clip.get_pretrained_cfg(source.id, tag or source.tag) or {}).get("hf_hub", "").strip("/")
+    return source.id if source.id.count("/") == 1 else ""
+
+
 def find(name: str, pretrained: bool | str) -> Found:
     """See `load_encoder`."""
     check_name(name)

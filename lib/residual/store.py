@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Float64, Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
@@ -24,6 +27,7 @@ from residual.spectrum import PCA, Moments, isometry, pca_from_moments
 from residual.units import Frames, unit_labels
 
 MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
 
 
 class StoreError(RuntimeError):
@@ -235,6 +239,21 @@ def write_bytes(path: Path, data: bytes) -> None:
                 str(path),
             ) from error
         raise
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """One run at a time at `what`; the lock goes with the process that holds it, however that ends."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("another run is at %s; waiting for it", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _checksum(path: Path) -> str | None:

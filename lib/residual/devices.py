@@ -1,0 +1,47 @@
+"""One GPU to a run, where a machine has several."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def one_gpu(device: str) -> Iterator[None]:
+    """Wait for a GPU that no other run of the user's holds, and show it alone, as "cuda", to what starts inside.
+
+    Does nothing for other devices ("cpu", "cuda:1"), and where one GPU is visible, as in a job of a cluster. Must come
+    before this process uses CUDA.
+    """
+    if device != "cuda" or torch.cuda.device_count() < 2:
+        yield
+        return
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = before.split(",") if before else [str(i) for i in range(torch.cuda.device_count())]
+    locks = {name: FileLock(Path(tempfile.gettempdir()) / f"residual-{os.getuid()}-gpu-{name}.lock") for name in names}
+    while (free := next((name for name in names if _acquired(locks[name])), None)) is None:
+        time.sleep(1)
+    os.environ["CUDA_VISIBLE_DEVICES"] = free
+    try:
+        yield
+    finally:
+        locks[free].release()
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True

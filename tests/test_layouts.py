@@ -1,0 +1,206 @@
+"""Sets as people lay them out: every image keeps its class, official splits stay apart, losses are told."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from residual import load_dataset
+from test_hub import COLOURS, own_cache, png, write_tar
+
+assert own_cache  # a fixture that every test here uses
+WORDS = ("red", "green", "blue")
+
+
+def coloured(data) -> list[str]:
+    """The class that each image's colour stands for."""
+    seen = [image.getpixel((20, 20)) for image in data.images]
+    return [
+        WORDS[min(range(3), key=lambda c: sum(abs(a - b) for a, b in zip(COLOURS[c], own, strict=True)))]
+        for own in seen
+    ]
+
+
+def right(data) -> bool:
+    return coloured(data) == [data.classes[label] for label in data.labels.tolist()]
+
+
+def nshards(folder: Path) -> None:
+    for split, count in (("train", 30), ("test", 15)):
+        write_tar(folder / split / "0.tar", count)
+        (folder / split / "nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("\ufeffred \r\ngreen\r\nblue\r\n\r\n", newline="")
+
+
+def flat_tars(folder: Path) -> None:
+    write_tar(folder / "train-000.tar", 30)
+    write_tar(folder / "test-000.tar", 15)
+    write_tar(folder / "extra-000.tar", 6)
+    (folder / "classnames.txt").write_text("\n".join(WORDS))
+
+
+def json_labels(folder: Path) -> None:
+    for split, count in (("train", 30), ("test", 15)):
+        (folder / split).mkdir(parents=True)
+        with tarfile.open(folder / split / "0.tar", "w") as tar:
+            for index in range(count):
+                about = json.dumps({"label": WORDS[index % 3], "width": 40}).encode()
+                for ending, data in (("json", about), ("png", png(index % 3, index))):
+                    info = tarfile.TarInfo(f"s{index:03d}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+
+
+def folders(splits: tuple[str, str], classes=WORDS):
+    def write(folder: Path) -> None:
+        for split, count in zip(splits, (30, 15), strict=True):
+            for index in range(count):
+                path = folder / split / classes[index % 3] / f"test_{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png(index % 3, index))
+        (folder / splits[0] / "stray.png").write_bytes(png(0, 0))
+        (folder / ".DS_Store").write_bytes(b"x")
+
+    return write
+
+
+def unlabelled_test(folder: Path) -> None:
+    folders(("train", "val"))(folder)
+    (folder / "test").mkdir()
+    for index in range(5):
+        (folder / "test" / f"{index}.png").write_bytes(png(0, index))
+
+
+def table(splits: dict[str, range], **columns):
+    """Parquet with columns made of an index; `image` is bytes without metadata, as pandas would write it."""
+
+    def write(folder: Path) -> None:
+        (folder / "data").mkdir(parents=True)
+        for split, rows in splits.items():
+            made = {"image": [{"bytes": png(i % 3, i), "path": None} for i in rows]}
+            made |= {name: [value(i) for i in rows] for name, value in columns.items()}
+            datasets.Dataset.from_dict(made).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+    return write
+
+
+BOTH = {"train": range(30), "test": range(15)}
+LAYOUTS = {
+    "tars beside nshards.txt": nshards,
+    "tars without folders": flat_tars,
+    "labels in json": json_labels,
+    "splits in capitals": folders(("Train", "TEST")),
+    "splits by other names": folders(("training", "evaluation")),
+    "a test split without labels": unlabelled_test,
+    "words in a column": table(BOTH, species=lambda i: WORDS[i % 3]),
+    "names beside numbers": table(BOTH, label=lambda i: i % 3, label_name=lambda i: WORDS[i % 3]),
+    "another picture": table(BOTH, mask=lambda i: {"bytes": png(0, 0), "path": None}, label=lambda i: WORDS[i % 3]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_official_splits_with_every_image_in_its_class(tmp_path, layout):
+    LAYOUTS[layout](tmp_path / "set")
+    parts = {split: load_dataset(tmp_path / "set", split) for split in ("train", "validation", "test")}
+    held = 0 if layout == "a test split without labels" else 3
+    whole = {"train": 30 - held, "validation": held, "test": 15}
+    if not held:  # the validation split is tested on, and some of training validates
+        whole = {"train": 27, "validation": 3, "test": 15}
+    assert {split: len(data) for split, data in parts.items()} == whole
+    for data in parts.values():
+        assert sorted(data.classes) == sorted(WORDS)
+        assert right(data)
+
+
+@pytest.mark.parametrize("classes", [("train", "car", "test-tube"), ("dev", "train", "val")])
+def test_classes_that_are_called_like_splits_keep_their_images(tmp_path, classes):
+    for index in range(30):
+        path = tmp_path / "set" / classes[index % 3] / f"train_{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(index % 3, index))
+    parts = [load_dataset(tmp_path / "set", split) for split in ("train", "validation", "test")]
+    assert [len(data) for data in parts] == [18, 6, 6]
+    assert {data.classes for data in parts} == {tuple(sorted(classes))}
+    folders(("train", "test"), classes)(tmp_path / "divided")
+    assert [len(load_dataset(tmp_path / "divided", split)) for split in ("train", "validation", "test")] == [27, 3, 15]
+
+
+def test_classes_are_the_same_in_all_splits_and_unlabelled_rows_are_told(tmp_path, caplog):
+    def label(i):
+        return None if i == 0 else WORDS[i % 3] if i < 20 else "green"
+
+    table({"train": range(30), "test": range(1, 3)}, label=label)(tmp_path / "set")
+    train, test = load_dataset(tmp_path / "set"), load_dataset(tmp_path / "set", "test")
+    assert train.classes == test.classes == ("blue", "green", "red")
+    assert right(test)
+    assert "1 of 30 images have no label" in caplog.text
+
+
+def test_a_list_of_names_in_another_order_does_not_move_labels(tmp_path):
+    folders(("train", "test"))(tmp_path / "set")
+    (tmp_path / "set/classnames.txt").write_text("\n".join(WORDS))  # the type's order is by the alphabet
+    assert right(load_dataset(tmp_path / "set", "test"))
+    (tmp_path / "set/classnames.txt").write_text("one\ntwo")
+    with pytest.raises(ValueError, match=r"classnames\.txt names 2 classes, but labels have 3"):
+        load_dataset(tmp_path / "set", "test")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (table(BOTH, label=lambda i: i % 3), r"numbers for labels and no classnames\.txt"),
+        (table(BOTH, label=lambda i: i / 2), "labels are no whole numbers, such as 0.5"),
+        (table(BOTH, label=lambda i: [WORDS[0]]), "does not hold one label for an image"),
+        (table(BOTH, boxes=lambda i: i), "none is called cls, label"),
+        (table({"fold1": range(9), "fold2": range(9)}, label=lambda i: "a"), "no split called train or test"),
+        (table(BOTH, label=lambda i: None), "no labelled split: label is empty"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(tmp_path, write, message):
+    write(tmp_path / "set")
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "set")
+
+
+def test_names_and_templates_are_read_as_they_are_meant(tmp_path):
+    nshards(tmp_path / "set")
+    templates = "a photo of a {c}.\n{c} in {braces}\nno place at all\n"
+    (tmp_path / "set/zeroshot_classification_templates.txt").write_text(templates)
+    data = load_dataset(tmp_path / "set", "test")
+    assert data.classes == WORDS
+    assert [template.format("cat") for template in data.templates] == ["a photo of a cat.", "cat in {braces}"]
+    (tmp_path / "set/classnames.txt").write_text("red\n\ngreen\nblue")
+    with pytest.raises(ValueError, match=r"line 2 of classnames\.txt is blank"):
+        load_dataset(tmp_path / "set")
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
+    folders(("train", "test"))(tmp_path / "set")
+    path = tmp_path / "set/test/red/test_0.png"
+    Image.fromarray(np.full((30, 40), 128 * 256, np.uint16)).save(path)
+    grey = [image for image in load_dataset(tmp_path / "set", "test").images if image.getpixel((20, 20)) == (128,) * 3]
+    assert len(grey) == 1
+
+
+def test_the_only_image_of_a_class_is_trained_on(tmp_path):
+    folders(("train", "test"))(tmp_path / "set")
+    for split in ("train", "test"):
+        (tmp_path / "set" / split / "rare").mkdir()
+        (tmp_path / "set" / split / "rare/1.png").write_bytes(png(1, 1))
+    train = load_dataset(tmp_path / "set")
+    assert torch.bincount(train.labels).tolist() == [9, 9, 1, 9]
+
+
+def test_images_left_out_are_told_by_their_files(tmp_path, caplog):
+    folders(("train", "test"))(tmp_path / "set")
+    (tmp_path / "set/test/red/test_0.png").write_bytes(b"")
+    assert load_dataset(tmp_path / "set", "test").excluded == (str(Path("test/red/test_0.png")),)
+    assert "1 of 15 images cannot be decoded and are left out: test/red/test_0.png" in caplog.text

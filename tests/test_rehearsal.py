@@ -1,0 +1,118 @@
+"""Every chapter of the profile `paper` on a hub of our own: its names and graph, with small sets and encoders."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from hub_server import Hub
+from residual.chapters import project_root
+from residual.hub import catalogue
+from residual.sources import PAPER, ZOO
+from test_hub import write_tar
+
+ROOT = project_root()
+STANDINS = {"BLIP-L": "mini-blip", "DINOv2-L": "mini-dinov2", "ViT-L": "mini-vit"}
+SIZES = {"images": 120, "reference_images": 150}
+CLASSES = "red thing", "green thing", "blue thing"
+
+
+def write_sets(folder: Path) -> dict[str, Path]:
+    """A small set in the layout of the hub's for every set of the catalogue, one of them with a corrupt image."""
+    found = {}
+    for name, entry in catalogue().items():
+        own = found[entry.repo] = folder / name
+        for split, count in (("train", 180), ("test", 75)):
+            if getattr(entry, split):
+                write_tar(own / split / "0.tar", count, broken=(7,) if name == "svhn" else ())
+                (own / split / "nshards.txt").write_text("1\n")
+        (own / "classnames.txt").write_text("\n".join(CLASSES))
+        (own / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\na drawing of a {c}.")
+    return found
+
+
+def rehearsal(profile: dict) -> dict:
+    """The paper's profile with encoders that can be stood in for, fewer images, and bases that may be far off."""
+    given = copy.deepcopy(profile)
+    for own in given.values():
+        own["profile"] = "rehearsal"
+        if "encoders" in own:
+            own["encoders"] = [name for name in own["encoders"] if name in STANDINS]
+        own |= {name: size for name, size in SIZES.items() if name in own}
+        if "base_tolerance" in own or "tasks" in own:
+            own |= {"base_tolerance": 1.0, "tasks": own["tasks"][:3]}
+        if "seeds" in own:
+            own["seeds"] = 1
+    given["ground_truth"]["images"] = 400
+    small = {"profile": "rehearsal", "encoders": ["mini-openclip"], "controls": [], "tasks": ["digits"], "images": 100}
+    given["zoo"] = small
+    return given
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A copy of the project, and the surroundings in which the hub is ours."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    project = folder / "le projet"
+    project.mkdir()
+    for name in ("Snakefile", "_toc.yml", "_config.yml", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, project)
+    for name in ("book", "profiles"):
+        shutil.copytree(ROOT / name, project / name)
+    (project / "lib").symlink_to(ROOT / "lib")
+    paper = yaml.safe_load((ROOT / "profiles/paper.yml").read_text())
+    (project / "profiles/rehearsal.yml").write_text(yaml.safe_dump(rehearsal(paper)))
+    repos = write_sets(folder / "sets") | {PAPER[name].id: ZOO / own for name, own in STANDINS.items()}
+    with Hub(repos).serving() as server:
+        own = {"HF_ENDPOINT": server.address, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
+        yield project, os.environ | own
+
+
+def start(project: Path, env: dict[str, str], *, log: Path) -> subprocess.Popen:
+    alone = [sys.executable, "lib/residual/alone.py", "_build/.lock", sys.executable, "-m", "snakemake", "--nolock"]
+    command = [*alone, "--rerun-incomplete", "--cores", "2", "--config", "profile=rehearsal", "units=1"]
+    with log.open("w") as file:
+        return subprocess.Popen(
+            command, cwd=project, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def tables(project: Path) -> dict[str, pd.DataFrame]:
+    """Every table of a run, less what took how long."""
+    found = sorted((project / "_build/results/rehearsal").glob("*.csv"))
+    return {path.name: pd.read_csv(path).drop(columns="seconds", errors="ignore") for path in found}
+
+
+@pytest.mark.slow
+def test_the_papers_book_is_built_and_survives_kills_with_the_same_tables(served, tmp_path):
+    project, env = served
+    killed = tmp_path / "killed"
+    shutil.copytree(project, killed, symlinks=True)
+    assert start(project, env, log=tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()[-5000:]
+    cells = tables(project)["reproduction.csv"]
+    assert set(cells["chapter"]) == {"dimension", "similarity", "selection", "alignment"}
+    assert set(cells["model"].dropna()) == set(STANDINS)
+    page = (project / "_build/html/selection.html").read_text()
+    assert "(+" in page or "(-" in page
+    generator = random.Random(0)
+    for _ in range(6):
+        run = start(killed, env, log=tmp_path / "log")
+        time.sleep(generator.uniform(15, 60))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert start(killed, env, log=tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()[-5000:]
+    ours, theirs = tables(killed), tables(project)
+    assert ours.keys() == theirs.keys()
+    for name, table in theirs.items():
+        pd.testing.assert_frame_equal(ours[name], table, check_exact=True, obj=name)
