@@ -137,11 +137,14 @@ rule book:
         f"_build/site/{PROFILE}/_build/html/index.html",
     params:
         site=f"_build/site/{PROFILE}",
+        runs=f"_build/runs/{PROFILE}",
+    # Warnings are errors, but for those that a chapter leaves which failed: then its error is to be read.
     shell:
         """
+        strict=$(compgen -G '{params.runs}/*.failed' > /dev/null || echo '-n -W --keep-going')
         rm -rf {params.site} && mkdir -p {params.site}
         cp {input} {params.site}
         mkdir {params.site}/_static && mv {params.site}/custom.css {params.site}/_static
-        {JUPYTER_BOOK} build -n -W --keep-going --quiet {params.site}
-        cp -r _build/results/{PROFILE}/explorer {params.site}/_build/html/explorer
+        {JUPYTER_BOOK} build $strict --quiet {params.site}
+        if test -d _build/results/{PROFILE}/explorer; then cp -r _build/results/{PROFILE}/explorer {params.site}/_build/html; fi
         """

@@ -13,7 +13,10 @@ from sklearn.datasets import make_swiss_roll
 from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import NearestNeighbors
 
-from residual.dimension import pca_dimension, subsampling_error, two_nn
+from conftest import interrupt_at
+from residual import dimension, extract
+from residual.data import Dataset
+from residual.dimension import head_dimensions, pca_dimension, subsampling_error, two_nn
 
 
 def generator(seed=0):
@@ -157,3 +160,24 @@ def test_pca_dimension_refuses_other_thresholds(threshold):
 def test_pca_dimension_refuses_nan():
     with pytest.raises(ValueError, match="finite"):
         pca_dimension(torch.tensor([1.0, torch.nan]))
+
+
+def test_heads_that_are_done_are_kept_and_damage_is_noticed(encoder, tmp_path, monkeypatch):
+    images = torch.randint(0, 256, (120, 3, 32, 32), generator=generator(), dtype=torch.uint8)
+    data = Dataset("noise", "train", images, torch.zeros(120, dtype=torch.int64), ("a",), ("{}",))
+    units = extract(encoder, data, root=tmp_path, coordinates="float32", progress=False)
+    per_layer = encoder.heads * 9  # TwoNN of a head, and of eight quarters of its samples
+    with monkeypatch.context() as patch:
+        patch.setattr(dimension, "two_nn", interrupt_at(two_nn, per_layer + 5))
+        with pytest.raises(KeyboardInterrupt):
+            head_dimensions(units, progress=False)
+    (kept,) = units.folder.glob("dimensions-*.json")
+    left, calls = (encoder.layers - 1) * per_layer, []
+    monkeypatch.setattr(dimension, "two_nn", lambda x: calls.append(None) or two_nn(x))
+    resumed = head_dimensions(units, progress=False)
+    assert len(calls) == left
+    assert head_dimensions(units, progress=False).equals(resumed)
+    assert len(calls) == left
+    kept.write_text(kept.read_text().replace("0", "1", 1))
+    assert head_dimensions(units, progress=False).equals(resumed)
+    assert len(calls) == left + encoder.layers * per_layer

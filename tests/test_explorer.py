@@ -7,8 +7,11 @@ import re
 import pytest
 import torch
 
-from residual import extract
+from residual import extract, load_dataset
 from residual.explorer import write_explorer
+from test_hub import own_cache, write_webdataset
+
+assert own_cache  # a fixture that every test here uses
 
 
 def test_every_head_is_on_the_page_with_pictures_and_words(encoder, dataset, tmp_path):
@@ -32,3 +35,11 @@ def test_an_encoder_without_words_has_pictures_only(encoder, dataset, tmp_path):
     assert page.count("<article") == encoder.layers * encoder.heads
     with pytest.raises(ValueError, match="60 images, but units of 70"):
         write_explorer(tmp_path / "page", units, dataset.head(60))
+
+
+def test_images_of_files_are_shown_as_small_squares(encoder, tmp_path):
+    data = load_dataset(write_webdataset(tmp_path / "set"), "test")
+    units = extract(encoder, data, root=tmp_path / "units", coordinates="float32", progress=False)
+    page = write_explorer(tmp_path / "page", units, data).read_text()
+    assert 'width="590"' in page  # six of 96 pixels, and what is between them
+    assert "red thing" in page

@@ -20,7 +20,7 @@ from residual.plan import Job, jobs, main
 from residual.store import read_manifest
 
 ROOT = project_root()
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=2"]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--rerun-incomplete"]
 
 
 FEW = """
@@ -131,7 +131,7 @@ def test_killed_at_any_point_only_what_is_missing_is_done_and_moments_are_the_sa
     assert snake(whole, "units").returncode == 0
     generator, units = random.Random(0), project / "_build/units"
     for _ in range(3):
-        command = [*SNAKEMAKE, "--rerun-incomplete", "--nolock", "--config", "profile=few", "units=1", "--", "units"]
+        command = [*SNAKEMAKE, "--config", "profile=few", "units=1", "--", "units"]
         run = subprocess.Popen(
             command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -143,7 +143,7 @@ def test_killed_at_any_point_only_what_is_missing_is_done_and_moments_are_the_sa
         if (manifest := read_manifest(path.parent)) and path.name in {shard.file for shard in manifest.shards}
     }  # fmt: skip
     assert kept
-    done = snake(project, "units", options=("--rerun-incomplete", "--nolock"))
+    done = snake(project, "units")
     assert done.returncode == 0, done.stderr[-3000:]
     assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
     ours, theirs = moments(units), moments(whole / "_build/units")
@@ -161,12 +161,15 @@ def test_jobs_that_share_an_extraction_leave_the_same(project):
 
 @pytest.mark.slow
 def test_a_chapter_that_fails_is_in_the_book_with_its_error(project):
-    text = project / "book/heads.md"
-    text.write_text(text.read_text() + '\n```{code-cell} ipython3\nraise RuntimeError("broken on purpose")\n```\n')
+    text, middle = project / "book/similarity.md", "## Every head on every data set"
+    cell = '```{code-cell} ipython3\nraise RuntimeError("broken on purpose")\n```\n\n'
+    text.write_text(text.read_text().replace(middle, cell + middle))
     done = snake(project, config=("profile=tiny",))
     assert done.returncode != 0
-    assert "These chapters failed, and their pages show where: heads" in done.stdout + done.stderr
+    told = "These chapters failed, and their pages show where: claims reproduction similarity"
+    assert told in done.stdout + done.stderr
     html = project / "_build/html"
-    assert "broken on purpose" in (html / "heads.html").read_text()
-    assert (html / "claims.html").is_file()
-    assert not (project / "_build/runs/tiny/heads.ipynb").exists()  # so that it is run again
+    assert "broken on purpose" in (html / "similarity.html").read_text()
+    assert "run make chapter CHAPTER=similarity" in (html / "claims.html").read_text()  # which it reads
+    assert "These chapters" not in (html / "heads.html").read_text()
+    assert not (project / "_build/runs/tiny/similarity.ipynb").exists()  # so that it is run again

@@ -33,6 +33,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
+    hub._fetched.cache_clear()
 
 
 def png(label: int, index: int) -> bytes:
@@ -269,7 +270,7 @@ def test_the_revision_of_the_first_load_stays_unless_one_is_given(tmp_path, monk
     for name in ("cifar10", "cifar10", "cifar10@" + "c" * 40, "someone/things"):
         assert load_dataset(name, "test").classes == NAMES
     repo = "clip-benchmark/wds_vtab-cifar10"
-    assert asked == [(repo, "a" * 40), (repo, "a" * 40), (repo, "c" * 40), ("someone/things", "b" * 40)]
+    assert asked == [(repo, "a" * 40), (repo, "c" * 40), ("someone/things", "b" * 40)]
 
 
 def test_a_cache_that_cannot_be_written_or_read_loses_no_more_than_the_pin(tmp_path, monkeypatch, caplog):

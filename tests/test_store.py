@@ -206,3 +206,15 @@ def test_images_of_another_size_go_through_preprocessing(encoder, tmp_path):
     images = torch.randint(0, 256, (5, 3, 48, 40), dtype=torch.uint8)
     data = Dataset("other", "test", images, torch.zeros(5, dtype=torch.int64), ("a",), ("{}",))
     assert extract(encoder, data, root=tmp_path, progress=False).output.count == 5
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("bfloat16", 2e-2), ("float16", 3e-3)])
+def test_half_precision_is_near_and_is_not_taken_for_single(encoder, dataset, tmp_path, precision, largest):
+    whole = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    half = extract(encoder, dataset, root=tmp_path, precision=precision, **OPTIONS)
+    assert half.folder != whole.folder
+    assert half.manifest.precision == f"float32, {precision} by autocast"
+    error = (half.head_outputs(1, 2) - whole.head_outputs(1, 2)).norm() / whole.head_outputs(1, 2).norm()
+    assert 0 < error < largest
+    with pytest.raises(ValueError, match=r"precision must be one of .* not 'int8'"):
+        extract(encoder, dataset, root=tmp_path, precision="int8", **OPTIONS)

@@ -34,7 +34,7 @@ def one_gpu(device: str) -> Iterator[None]:
     finally:
         locks[free].release()
         if before is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 

@@ -30,6 +30,7 @@ from jaxtyping import Int64
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from residual.layouts import (
     CLASSES,
@@ -203,10 +204,19 @@ def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
     return HubSplit(EncodedImages(encoded, checksums, whole), truth[rows][whole], classes, templates, excluded)
 
 
+@functools.cache
 def _fetched(repo: str, revision: str) -> Path:
     """A snapshot of a set's tars and texts. Other formats `datasets` fetches, and has an own idea of what it needs."""
     wanted = [".gitattributes", "README.md", CLASSES, TEMPLATES, *(f"*{ending}" for ending in TARS)]
-    return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted))
+    options = {"repo_type": "dataset", "revision": revision, "allow_patterns": wanted, "tqdm_class": _LateBar}
+    return Path(snapshot_download(repo, **options))
+
+
+class _LateBar(tqdm):
+    """A progress bar for what takes more than three seconds, and not for a look at what is there."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **{"delay": 3} | options)
 
 
 def _load(source: str, where: Path, revision: str | None, cache: Path) -> Mapping[str, datasets.Dataset]:

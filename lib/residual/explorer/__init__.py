@@ -10,17 +10,20 @@ from pathlib import Path
 
 import jinja2
 import torch
+from jaxtyping import UInt8
+from PIL import ImageOps
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-from residual.data import Dataset
+from residual.data import Dataset, Images
 from residual.pursuit import textspan_heads
 from residual.store import StoredUnits, write_bytes
 from residual.units import unit_labels
 
 COMPONENTS = 3  # of every head
 IMAGES = 6  # at each end of a component
+SIDE = 96
 
 
 def write_explorer(
@@ -56,7 +59,7 @@ def write_explorer(
         for k in range(scores.shape[1]):
             order = scores[:, k].argsort()
             low, high = order[:IMAGES], order[-IMAGES:].flip(0)
-            sheet = make_grid(dataset.images[torch.cat([low, high])], IMAGES, padding=2, pad_value=255)
+            sheet = make_grid(_small(dataset.images[torch.cat([low, high])]), IMAGES, padding=2, pad_value=255)
             name = f"{label}-{k}.jpg"
             picture = io.BytesIO()
             to_pil_image(sheet).save(picture, "JPEG", quality=85)
@@ -77,3 +80,10 @@ def write_explorer(
     page = environment.from_string(template).render(model=units.manifest.encoder, about=about, heads=heads)
     write_bytes(folder / "index.html", page.encode())
     return folder / "index.html"
+
+
+def _small(images: Images) -> UInt8[Tensor, "n 3 h w"]:
+    """Images as they are shown: those of files, which have sizes of their own, as squares of 96 pixels."""
+    if isinstance(images, Tensor):
+        return images
+    return torch.stack([pil_to_tensor(ImageOps.fit(image, (SIDE, SIDE))) for image in images])
