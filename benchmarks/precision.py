@@ -1,6 +1,6 @@
 """What half precision costs the analysis: `python benchmarks/precision.py [NAME ...]`.
 
-An encoder in bfloat16 and float16 against itself in single precision, on 1,000 images of the reference set. Columns:
+An encoder by autocast to bfloat16 and float16 against itself in single precision, on 1,000 images. Columns:
 relative error of the units, and of the eigenvalues of heads' PCA; cosine of their first components; and the mean and
 largest relative differences of the heads' TwoNN dimension, beside its own standard error.
 """
@@ -15,16 +15,14 @@ import torch
 from residual import extract, load_dataset, load_encoder
 from residual.dimension import head_dimensions
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def measure(name: str, root: str) -> None:
     exact = None
-    for dtype in DTYPES:
-        encoder = load_encoder(name, dtype=dtype)
-        units = extract(
-            encoder, load_dataset("reference", "test").head(1000), root=root, coordinates="float32", progress=False
-        )
+    encoder, data = load_encoder(name), load_dataset("reference", "test").head(1000)
+    for precision in PRECISIONS:
+        units = extract(encoder, data, root=root, coordinates="float32", precision=precision, progress=False)
         heads = range(encoder.layers), range(encoder.heads)
         samples = torch.stack([torch.stack([units.head_outputs(i, j) for j in heads[1]]) for i in heads[0]])
         pca, dimensions = units.head_pca(), head_dimensions(units, progress=False)
@@ -37,8 +35,9 @@ def measure(name: str, root: str) -> None:
         change = (dimensions["twonn_id"] / exact[2]["twonn_id"] - 1).abs()
         own = (exact[2]["twonn_id_error"] / exact[2]["twonn_id"]).mean()
         print(
-            f"{name:14} {dtype!s:15} units {error:.1e}  eigenvalues {values:.1e}  first components {cosines.min():.5f} "
-            f"at least  TwoNN {change.mean():.1%}, at most {change.max():.1%} (standard error {own:.1%})",
+            f"{name:14} {precision:9} units {error:.1e}  eigenvalues {values:.1e}  first components "
+            f"{cosines.min():.5f} at least  TwoNN {change.mean():.1%}, at most {change.max():.1%} "
+            f"(standard error {own:.1%})",
             flush=True,
         )
 

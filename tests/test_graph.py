@@ -16,6 +16,7 @@ import pytest
 
 from residual import load_units, plan
 from residual.chapters import project_root
+from residual.hub import DataError
 from residual.plan import Job, jobs, main
 from residual.store import read_manifest
 
@@ -76,6 +77,42 @@ def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
     assert main(["paper", "--tflops", "50"]) == 0
     assert "gated: ask for access first" in (shown := capsys.readouterr().out)
     assert f"{len(images)} extractions, 0 of them there" in shown
+
+
+def test_what_is_there_already_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "encoder_cost", lambda name: plan.Cost(1e11, 1000, 10**6, 10**8))
+    monkeypatch.setattr(plan.datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(plan.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    rest = "test", 100, False, True, 0, 128
+    own = [Job("BLIP-L", "mnist", *rest), Job("CLIP-B", "org/x", *rest)]
+    assert not any(found["there"] for found in plan._downloads(own).values())
+    (tmp_path / "hub/models--timm--vit_base_patch16_clip_224.openai/snapshots/a").mkdir(parents=True)
+    (tmp_path / "hub/models--timm--vit_base_patch16_clip_224.openai/snapshots/a/weights").write_text("")
+    (tmp_path / "datasets/org___x/default/0.0.0").mkdir(parents=True)
+    (tmp_path / "datasets/org___x/default/0.0.0/dataset_info.json").write_text("")
+    found = plan._downloads(own)
+    assert {name: one["there"] for name, one in found.items()} == {
+        "BLIP-L": False, "CLIP-B": True, "mnist": False, "org/x": True,
+    }  # fmt: skip
+    assert found["mnist"]["kept"] == 2 * found["mnist"]["bytes"]
+    assert found["org/x"]["bytes"] is None
+
+
+def test_downloads_are_tried_once_each_and_failures_told_together(monkeypatch, capsys):
+    asked = []
+
+    def fetch(*names, **_):
+        asked.append(names)
+        if names[0] in ("imagenet", "CLIP-L"):
+            raise DataError("ask for access")
+
+    monkeypatch.setattr(plan, "load_dataset", fetch)
+    monkeypatch.setattr(plan, "load_encoder", fetch)
+    assert main(["paper", "--download"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("imagenet: ask for access") == told.count("CLIP-L: ask for access") == 1
+    assert len(asked) == len(set(asked))
+    assert {("svhn", "test"), ("OpenCLIP-L",)} <= set(asked)
 
 
 def test_a_dry_run_lists_every_job_of_the_paper(project):

@@ -313,12 +313,43 @@ except DataError as error:
 """
 
 
+def loading(server, folder: Path, name: str, **more: str) -> subprocess.Popen:
+    """Another process that loads a set's test split from our hub, with caches below `folder`."""
+    own = {"HF_ENDPOINT": server.address, "HF_HOME": str(folder / "home"), "RESIDUAL_CACHE": str(folder / "cache")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", LOAD, name], env=os.environ | own | more, **pipes)
+
+
+CARD = """---
+dataset_info:
+  splits:
+  - name: train
+    num_examples: 60
+  - name: test
+    num_examples: {}
+---
+"""
+
+
+def test_two_processes_fetch_parquet_into_one_cache_and_wrong_sizes_are_noticed(tmp_path):
+    folder = write_parquet(tmp_path / "set")
+    (folder / "README.md").write_text(CARD.format(30))
+    with Hub({"org/set": folder}).serving() as server:
+        both = [loading(server, tmp_path, "org/set") for _ in range(2)]
+        told = [one.communicate() for one in both]
+        assert [out.strip() for out, _ in told] == ["|".join(["30", *sorted(NAMES), "a photo of a {}."])] * 2, told
+        (folder / "README.md").write_text(CARD.format(29))
+        failed = loading(server, tmp_path / "other", "org/set")
+        assert "org/set: what was downloaded is not what org/set declares" in failed.communicate()[1]
+
+
 def test_a_hub_that_fails_in_the_middle_is_told_and_taken_up_again(tmp_path):
-    folder, home = write_webdataset(tmp_path / "set"), tmp_path / "home"
+    folder = write_webdataset(tmp_path / "set")
 
     def load(name="cifar10", **more):
-        own = {"HF_ENDPOINT": server.address, "HF_HOME": str(home), "RESIDUAL_CACHE": str(tmp_path / "cache")} | more
-        return subprocess.run([sys.executable, "-c", LOAD, name], env=os.environ | own, capture_output=True, text=True)
+        run = loading(server, tmp_path, name, **more)
+        out, told = run.communicate()
+        return SimpleNamespace(returncode=run.returncode, stdout=out, stderr=told)
 
     with Hub({"clip-benchmark/wds_vtab-cifar10": folder}).serving() as server:
         for fault, remedy in (

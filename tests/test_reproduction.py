@@ -33,6 +33,8 @@ def test_cells_are_joined_and_judged_within_tolerance():
     shown = beside(cells, ["dataset"], ["model", "strategy"]).to_html()
     assert "0.95 (" in shown
     assert shown.count(") x") == 1
+    vague = compare(ours.assign(accuracy_se=0.03), theirs, ["model", "dataset", "strategy"], ["accuracy"])
+    assert vague.set_index("dataset")["verdict"].to_dict() == {"CIFAR10": "too few images", "MNIST": "not reproduced"}
 
 
 @pytest.mark.parametrize(

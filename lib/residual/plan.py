@@ -22,10 +22,11 @@ import jupytext
 import torch
 from huggingface_hub import constants
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
 from residual import load_encoder
 from residual.chapters import ParameterError, check_parameters, project_root, read_profile, task_split
-from residual.data import SPLITS, dataset_names, split_task
+from residual.data import SPLITS, dataset_names, load_dataset, split_task
 from residual.devices import one_gpu
 from residual.embedded import ENTRIES
 from residual.extraction import PRECISIONS, extract
@@ -231,6 +232,22 @@ def _downloads(own: list[Job]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def download(own: list[Job]) -> list[str]:
+    """Fetch all that jobs need into the caches, and prepare it; what could not be had is told, one line each."""
+    sets = [lambda j=job: load_dataset(j.dataset, j.split, seed=j.seed) for job in own]
+    named = {(job.dataset, job.split, job.seed): load for job, load in zip(own, sets, strict=True)}
+    named |= {(job.encoder,): lambda j=job: load_encoder(j.encoder, seed=j.seed) for job in own}
+    failed = []
+    with tqdm(named.items(), unit="item") as bar:
+        for name, load in bar:
+            bar.set_description(str(name[0]))
+            try:
+                load()
+            except (OSError, ValueError, RuntimeError) as error:
+                failed.append(f"{name[0]}: {error}")
+    return list(dict.fromkeys(failed))
+
+
 def _table(found: dict[str, Any]) -> str:
     """The plan as a reader sees it."""
     lines = [f"{'job':<90} {'images':>8} {'TFLOP':>9} {'hours':>8} {'GB':>7}  there"]
@@ -272,6 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tflops", type=float, help="of another device, sustained, in place of a measurement")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--list", action="store_true", help="names of the jobs alone, at once")
+    parser.add_argument("--download", action="store_true", help="fetch what jobs need, for machines without a network")
     parser.add_argument("--run", metavar="JOB", help="run one job")
     parser.add_argument("--part", metavar="I/N", help="with --run: every N-th shard from the I-th on, from 0")
     parser.add_argument("--compile", action="store_true", help="with --run: compile the encoder's MLPs first")
@@ -285,6 +303,9 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ParameterError(f"{path.stem} has no job {args.run!r}; --list shows them")
             part = tuple(int(value) for value in args.part.split("/")) if args.part else None
             known[args.run].run(device=args.device, workers=args.workers, part=part, compiled=args.compile)
+        elif args.download:
+            if failed := download(list(known.values())):
+                raise RuntimeError("these could not be had; the others are there\n" + "\n".join(failed))
         elif args.list:
             print("\n".join(known))
         else:

@@ -43,8 +43,10 @@ def compare(
     *,
     reference: str | None = None,
 ) -> pd.DataFrame:
-    """Cells that both tables have, in rows by `keys` and quantity, with their difference and whether it is tolerated.
+    """Cells that both tables have, in rows by `keys` and quantity, with their difference and a verdict.
 
+    "reproduced" within the tolerance, "not reproduced" beyond it, "too few images" where it is within, but
+    mostly for the width of our own error.
     ours: columns of keys, quantities and, where known, `<quantity>_se`; its data sets have our names. theirs: a
     published table. reference: the data set that units were taken on, where it is no key; only ImageNet is the paper's.
     """
@@ -57,11 +59,13 @@ def compare(
     for quantity in quantities:
         absolute, relative = TOLERANCES[quantity]
         cell = both[[*keys]].assign(quantity=quantity, published=both[f"{quantity}_published"], ours=both[quantity])
-        errors = both[f"{quantity}_se"].fillna(0) if f"{quantity}_se" in both else 0.0
+        errors = 2 * both[f"{quantity}_se"].fillna(0) if f"{quantity}_se" in both else 0.0
         cell["difference"] = cell["ours"] - cell["published"]
-        cell["tolerance"] = absolute + relative * cell["published"].abs() + 2 * errors
+        allowed = absolute + relative * cell["published"].abs()
+        cell["tolerance"] = allowed + errors
         within = cell["difference"].abs() <= cell["tolerance"] + 1e-9
-        parts.append(cell.assign(verdict=np.where(within, "reproduced", "not reproduced")))
+        verdict = np.where(errors > 2 * allowed, "too few images", "reproduced")
+        parts.append(cell.assign(verdict=np.where(within, verdict, "not reproduced")))
     filled = [part for part in parts if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else parts[0]
 
@@ -73,11 +77,11 @@ def ranks(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(cells: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> Styler | Markdown:
-    """What `compare` gave as a table: ours, the difference to the published, and x where it is not reproduced."""
+    """What `compare` gave as a table: ours, the difference to the published, and x or ? as `compare` judges."""
     if cells.empty:
         return Markdown(EMPTY)
     shown = [
-        f"{own:.2f} ({difference:+.2f}){'' if verdict == 'reproduced' else ' x'}"
+        f"{own:.2f} ({difference:+.2f})" + {"not reproduced": " x", "too few images": " ?"}.get(verdict, "")
         for own, difference, verdict in cells[["ours", "difference", "verdict"]].itertuples(index=False)
     ]
     wide = cells.assign(shown=shown).pivot(index=list(rows), columns=list(columns), values="shown").fillna("")

@@ -22,21 +22,21 @@ METHODS = ("U", "U|T", "S", "R")
 
 @torch.no_grad()
 def encode_images(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Float[Tensor, "n d"]:
-    """The model's output for every image of a data set."""
+    """The model's output for every image of a data set, on the CPU."""
     parts = dataset.images.split(batch)
-    return torch.cat([encoder.encode_image(pixels_for(encoder, part)).float() for part in parts])
+    return torch.cat([encoder.encode_image(pixels_for(encoder, part)).float().cpu() for part in parts])
 
 
 @torch.no_grad()
 def encode_texts(encoder: Encoder, texts: Sequence[str], *, batch: int = 256) -> Float[Tensor, "t d"]:
-    """Normalised encodings of texts. Raises ValueError for an encoder without a text tower."""
-    parts = [encoder.encode_text(texts[start : start + batch]) for start in range(0, len(texts), batch)]
+    """Normalised encodings of texts, on the CPU. Raises ValueError for an encoder without a text tower."""
+    parts = [encoder.encode_text(texts[start : start + batch]).cpu() for start in range(0, len(texts), batch)]
     return F.normalize(torch.cat(parts).float(), dim=1)
 
 
 @torch.no_grad()
 def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Float[Tensor, "c d"]:
-    """One direction for each class: the normalised mean over templates of normalised text encodings.
+    """One direction for each class, on the CPU: the normalised mean over templates of normalised text encodings.
 
     Raises ValueError for an encoder without a text tower, a single class, and names that repeat.
     """
