@@ -12,8 +12,10 @@ GPUS ?= 1
 ARGS ?=
 export PYTHONHASHSEED := 0
 # A run holds a lock that goes with its process, in place of Snakemake's, which a killed run would leave.
-SNAKEMAKE := $(BIN)/python lib/residual/alone.py _build/.lock $(BIN)/snakemake --nolock --rerun-incomplete
-OPTIONS = $(if $(filter -n --dry-run,$(ARGS)),,--quiet rules) --cores all --resources gpu=$(GPUS) --config profile=$(PROFILE) $(if $(DEVICE),device=$(DEVICE))
+DRY = $(filter -n --dry-run,$(ARGS))
+ALONE = $(if $(DRY),,$(BIN)/python lib/residual/alone.py _build/.lock)
+SNAKEMAKE = $(ALONE) $(BIN)/snakemake --rerun-triggers mtime --nolock --rerun-incomplete
+OPTIONS = $(if $(DRY),,--quiet rules) $(if $(filter --profile,$(ARGS)),,--cores all) --resources gpu=$(GPUS) --config profile=$(PROFILE) $(if $(DEVICE),device=$(DEVICE))
 
 .DEFAULT_GOAL := help
 .PHONY: help book plan units test lint lab chapter bench zoo artwork clean

@@ -37,6 +37,9 @@ if UNITS:
 LIBRARY = sorted(str(p) for p in Path("lib/residual").rglob("*") if p.is_file() and p.suffix != ".pyc")
 
 
+localrules: publish, units, book
+
+
 rule publish:
     default_target: True
     input:
@@ -101,7 +104,8 @@ rule chapter:
     output:
         f"_build/runs/{PROFILE}/{{chapter}}.ipynb",
     # Chapters side by side, each on its share of the cores: two on one core each take less time than in turn on two.
-    threads: max(1, workflow.cores // len(CHAPTERS))
+    # Those that wait for a GPU do so one after another.
+    threads: lambda chapter: max(1, workflow.cores // (2 if DEVICE and chapter.chapter in ON_DEVICE else len(CHAPTERS)))
     resources:
         gpu=lambda chapter: 1 if DEVICE and chapter.chapter in ON_DEVICE else 0,
     params:

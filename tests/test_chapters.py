@@ -65,6 +65,18 @@ def test_bad_parameters_stop_a_chapter_before_any_work(arguments, message, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_chapter_whose_process_is_killed_says_so_on_its_page(tmp_path, capsys):
+    text = (ROOT / "book/tables.md").read_text()
+    start = text.index("## Selection, as published")
+    killed = tmp_path / "killed.md"
+    cell = "```{code-cell} ipython3\nimport os\nos.kill(os.getpid(), 9)\n```\n"
+    killed.write_text(text[:start] + cell + text[start:])
+    assert main([str(killed), "--out", str(tmp_path / "out.ipynb")]) == 1
+    assert "Kernel died, most likely for want of memory" in capsys.readouterr().err
+    first = jupytext.read(tmp_path / "out.ipynb").cells[0]
+    assert "the process of this chapter died before its end" in first.outputs[0].evalue
+
+
 def test_all_bad_parameters_are_named_at_once():
     with pytest.raises(ParameterError, match=r"split = 'all'.*; seed = -1"):
         check_parameters(split="all", seed=-1)

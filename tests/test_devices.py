@@ -19,11 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import FAMILIES
 from residual import alone
-from residual.alignment import LinearAligner
+from residual.alignment import Bases, LinearAligner, ResiDual, transformed
 from residual.devices import one_gpu
 from residual.dimension import _two_nearest
 from residual.encoders import Encoder
 from residual.spectrum import Moments, pca_from_moments
+from residual.training import _Task
 from residual.units import trace
 
 
@@ -63,6 +64,19 @@ def test_units_and_spectra_are_where_the_encoder_is(on_gpu):
     with torch.device("cuda"):
         aligner = LinearAligner(on_gpu.output_dim)
     assert devices(aligner(units.output)) == {"cuda"}
+
+
+def test_what_is_trained_and_made_of_inputs_elsewhere_is_where_it_belongs(on_gpu):
+    d, k = on_gpu.output_dim, 6
+    with torch.device("cuda"):
+        means, unit = torch.empty(2, d), torch.zeros(k, dtype=torch.int64)
+        bases = Bases("RD", torch.empty(k, d), unit, means, ("L0.H0", "L0.MLP"), torch.empty(k))
+    adapter = ResiDual(bases).to("cuda")
+    inputs, labels = torch.empty(70, bases.width), torch.zeros(70, dtype=torch.int64)
+    task = _Task((inputs, labels), torch.empty(3, d, device="cuda"), 100.0, torch.device("cuda"))
+    losses = list(task.epoch(adapter, torch.Generator()))
+    assert devices(*losses) == {"cuda"}
+    assert devices(transformed(adapter, inputs)) == {"cpu"}
 
 
 def test_a_mix_up_would_be_seen(on_gpu):

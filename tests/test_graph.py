@@ -22,6 +22,7 @@ from residual.store import read_manifest
 
 ROOT = project_root()
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--rerun-incomplete"]
+SNAKEMAKE += ["--rerun-triggers", "mtime"]
 
 
 FEW = """
@@ -90,6 +91,12 @@ def test_what_is_there_already_is_told(monkeypatch, tmp_path):
     (tmp_path / "hub/models--timm--vit_base_patch16_clip_224.openai/snapshots/a/weights").write_text("")
     (tmp_path / "datasets/org___x/default/0.0.0").mkdir(parents=True)
     (tmp_path / "datasets/org___x/default/0.0.0/dataset_info.json").write_text("")
+    tars = tmp_path / "hub/datasets--clip-benchmark--wds_mnist"
+    (tars / "snapshots/a/test").mkdir(parents=True)
+    (tars / "snapshots/a/test/0.tar").write_text("")
+    assert plan._downloads(own)["mnist"]["there"]
+    (tars / "blobs").mkdir()
+    (tars / "blobs/b.incomplete").write_text("")
     found = plan._downloads(own)
     assert {name: one["there"] for name, one in found.items()} == {
         "BLIP-L": False, "CLIP-B": True, "mnist": False, "org/x": True,

@@ -60,10 +60,23 @@ def test_the_papers_own_tables_reproduce_themselves_and_nothing_else_does(name, 
     assert isinstance(beside(elsewhere, keys[:1], keys[1:]), Markdown)
 
 
-def test_places_count_the_papers_data_sets_alone():
-    means = pd.DataFrame({"CLIP-L": [0.9, 0.8, 0.7, 0.95]}, index=["sun397", "random", "cars", "digits"])
+def test_places_are_told_where_all_the_papers_data_sets_are_there():
+    names = [*(name for name in catalogue() if name != "imagenet"), "random", "digits"]
+    means = pd.DataFrame({"CLIP-L": range(len(names), 0, -1)}, index=names)
     found = ranks(means).set_index("dataset")["rank"]
-    assert found.to_dict() == {"sun397": 1, "random": 2, "cars": 3}
+    assert found.to_dict() == {name: i + 1 for i, name in enumerate(names[:-1])}
+    assert ranks(means.drop("mnist")).empty
+
+
+def test_the_spread_of_heads_is_no_error_and_few_images_are_not_judged():
+    theirs = published("intrinsic_dimension").query("model == 'OpenCLIP-L'")
+    keys, quantities = ["model", "layer"], ["linear_id", "twonn_id"]
+    ours = theirs[[*keys, *quantities]].assign(twonn_id_se=0.05)
+    assert set(compare(ours, theirs, keys, quantities, reference="imagenet")["verdict"]) == {"reproduced"}
+    few = compare(ours, theirs, keys, quantities, reference="imagenet", images=500)
+    assert set(few["verdict"]) == {"too few images"}
+    off = ours.assign(linear_id=ours["linear_id"] + 3, twonn_id=ours["twonn_id"] + 3)
+    assert set(compare(off, theirs, keys, quantities, reference="imagenet")["verdict"]) == {"not reproduced"}
 
 
 def test_a_base_far_from_the_published_one_stops_the_run():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -130,6 +131,9 @@ def coordinates(units: StoredUnits, bases: Bases, folder: Path | str | None = No
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         mapped = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+        with partial.open("r+b") as file:  # a full disk is an error here, and not a crash when pages are written
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         _fill(units, bases, torch.from_numpy(mapped))
         mapped.flush()
         partial.replace(path)

@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import jupytext
+import nbformat
 import pandas as pd
 import papermill
 import torch
 import yaml
+from nbclient.exceptions import DeadKernelError
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
 from torch import Tensor
 
@@ -28,7 +31,7 @@ from residual.alignment import Bases, coordinates
 from residual.data import SPLITS, Dataset, load_dataset, split_task
 from residual.devices import one_gpu
 from residual.encoders import Encoder as LoadedEncoder
-from residual.extraction import PRECISIONS, extract
+from residual.extraction import PRECISIONS, extract, extracted
 from residual.sources import check_name
 from residual.store import StoredUnits, locked
 
@@ -58,7 +61,12 @@ def _distinct(values: list[str]) -> list[str]:
 
 
 def _device(value: str) -> str:
-    torch.zeros(1, device=value).item()  # raises RuntimeError or AssertionError where nothing can be computed there
+    device = torch.device(value)  # raises RuntimeError for what is no device
+    if device.type == "cuda":  # told without a context on it: it may be another process that computes
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        assert (device.index or 0) < count, f"there are {count} CUDA devices here"
+    else:
+        torch.zeros(1, device=device).item()  # raises where nothing can be computed there
     return value
 
 
@@ -146,11 +154,14 @@ def load_results(profile: str, name: str, *, chapter: str) -> pd.DataFrame:
 def stored(
     encoder: LoadedEncoder, data: Dataset, batch: int, precision: str, *, moments_only: bool = False
 ) -> StoredUnits:
-    """The units of a data set, mostly with their coordinates, extracted by whichever chapter comes first."""
-    return extract(
-        encoder, data, root=project_root() / "_build/units", coordinates=None if moments_only else "float32",
-        batch=batch, precision=precision, progress=False,
-    )  # fmt: skip
+    """The units of a data set, extracted by whichever chapter comes first.
+
+    moments_only: coordinates are not needed; they are there only if another chapter wanted them.
+    """
+    options = {"root": project_root() / "_build/units", "batch": batch, "precision": precision}
+    if moments_only and not extracted(encoder, data, coordinates="float32", **options):
+        return extract(encoder, data, progress=False, **options)
+    return extract(encoder, data, coordinates="float32", progress=False, **options)
 
 
 @contextmanager
@@ -165,7 +176,7 @@ def residual_inputs(units: dict[str, StoredUnits], bases: Bases) -> Iterator[dic
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f"{name}.lock"), str(folder)):
         yield {split: coordinates(own, bases, folder) for split, own in units.items()}
-        shutil.rmtree(folder)  # what a killed run left is used by the next one, and removed
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left is used by the next one, and removed
 
 
 def task_split(name: str, split: str, images: int, seed: int, *, balanced: bool = False) -> Dataset:
@@ -232,19 +243,26 @@ def run_chapter(source: Path, out: Path, parameters: dict[str, Any]) -> None:
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_suffix(".draft.ipynb")
-    jupytext.write(notebook, draft)
-    try:
+    with TemporaryDirectory(dir=out.parent, prefix=".draft-") as folder:
+        draft = Path(folder) / out.name
+        jupytext.write(notebook, draft)
         known = papermill.inspect_notebook(str(draft))
         if unknown := sorted(set(parameters) - set(known)):
             raise ParameterError(f"{source.name} has no parameters {unknown}; it has {sorted(known) or 'none'}")
         check_parameters(**parameters)
-        with one_gpu(parameters.get("device", "cpu")), locked(out.with_name(f".{out.name}.lock"), str(out)):
+        with locked(out.with_name(f".{out.name}.lock"), str(out)), one_gpu(parameters.get("device", "cpu")):
             papermill.execute_notebook(
                 str(draft), str(out), parameters, cwd=str(project_root()), progress_bar=True, kernel_name="python3"
             )
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+def tell_death(out: Path) -> None:
+    """Say on the page of a chapter whose process was killed that it was: the notebook itself holds no error."""
+    notebook = jupytext.read(out)
+    text = "the process of this chapter died before its end, most likely for want of memory"
+    error = nbformat.v4.new_output("error", ename="DeadKernelError", evalue=text, traceback=[text])
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("", outputs=[error]))
+    nbformat.write(notebook, out)
 
 
 def read_profile(path: Path, chapter: str) -> dict[str, Any]:
@@ -274,6 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ParameterError, OSError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except DeadKernelError as error:
+        tell_death(out)
+        print(f"error: {args.chapter}: {error}, most likely for want of memory", file=sys.stderr)
+        return 1
     except papermill.PapermillExecutionError as error:
         print(
             f"error: {args.chapter} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from residual import spectrum, store
 from residual.store import StoredUnits, write_bytes
 
 FEWEST = 20  # distinct rows that TwoNN needs
@@ -173,8 +174,9 @@ def head_dimensions(
 
 
 def _recipe(seal: str) -> str:
-    """Changes with the units, and with what is computed here."""
-    return hashlib.sha256((seal + inspect.getsource(sys.modules[__name__])).encode()).hexdigest()[:12]
+    """Changes with the units, and with the code that what is kept here comes from."""
+    parts = (seal, torch.__version__, *map(inspect.getsource, (sys.modules[__name__], spectrum, store)))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
 def _kept_rows(path: Path) -> list[tuple]:

@@ -76,12 +76,7 @@ def extract(
     if part is not None and not 0 <= part[0] < part[1]:
         raise ValueError(f"part must be (i, n) with i from 0 to n - 1, not {part}")
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
-    wanted = _describe(encoder, data, coordinates, batch, shard, precision)
-    key = hashlib.sha256(wanted.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
-    names = "--".join(
-        part.replace(":", "_").replace("/", "_") for part in (Path(encoder.name).name, data.name, data.split)
-    )
-    folder = Path(root) / f"{names}--{key}"
+    wanted, folder = _place(encoder, data, root, coordinates, batch, shard, precision)
     folder.mkdir(parents=True, exist_ok=True)
     own_name = MANIFEST if part is None else f"part-{part[0]}-of-{part[1]}.json"
     with locked(folder / f".{own_name}.lock", str(folder)):
@@ -122,6 +117,32 @@ def extract(
     return None if part is not None else load_units(folder, verify=False)
 
 
+def extracted(
+    encoder: Encoder,
+    data: Dataset,
+    *,
+    root: Path | str,
+    coordinates: str | None,
+    batch: int = 128,
+    shard: int = 4096,
+    precision: str = "float32",
+) -> bool:
+    """Whether `extract` with the same arguments has been here and come to its end."""
+    _, folder = _place(encoder, data, root, coordinates, batch, shard, precision)
+    found = read_manifest(folder)
+    return found is not None and found.complete
+
+
+def _place(
+    encoder: Encoder, data: Dataset, root: Path | str, coordinates: str | None, batch: int, shard: int, precision: str
+) -> tuple[Manifest, Path]:
+    """What an extraction is of, and its folder, which is named after that."""
+    wanted = _describe(encoder, data, coordinates, batch, shard, precision)
+    key = hashlib.sha256(wanted.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
+    parts = Path(encoder.name).name, data.name, data.split
+    return wanted, Path(root) / ("--".join(part.replace(":", "_").replace("/", "_") for part in parts) + f"--{key}")
+
+
 def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
@@ -148,6 +169,7 @@ def _describe(
         family=encoder.family,
         weights=encoder.weights,
         weights_hash=encoder.weights_hash(),
+        preprocessing_hash=encoder.preprocessing_hash(),
         precision=own if precision == "float32" else f"{own}, {precision} by autocast",
         layers=encoder.layers,
         heads=encoder.heads,
@@ -220,8 +242,8 @@ class _Batches(torch.utils.data.Dataset):
 
 def _resume(folder: Path, wanted: Manifest, name: str) -> Manifest:
     """The state to go on from: what is on disk, less what is damaged."""
-    for leftover in folder.glob("*.partial") if name == MANIFEST else ():
-        leftover.unlink()
+    for leftover in folder.glob("shard-*.partial") if name == MANIFEST else ():
+        leftover.unlink(missing_ok=True)
     found = read_manifest(folder, name)
     if found is None:
         if (folder / name).exists():

@@ -331,7 +331,7 @@ def _checked(encoded: datasets.Dataset, image: str, name: str) -> tuple[tuple[st
     """The checksum of every file, and whether it cannot be decoded; found once, and kept by `datasets`."""
     options = {
         "fn_kwargs": {"column": image}, "remove_columns": [image], "desc": f"checking the images of {name}",
-        "num_proc": os.cpu_count() if len(encoded) >= MANY else None,
+        "num_proc": _cores() if len(encoded) >= MANY else None,
     }  # fmt: skip
     try:
         done = encoded.map(_check, **options)
@@ -339,6 +339,11 @@ def _checked(encoded: datasets.Dataset, image: str, name: str) -> tuple[tuple[st
         log.warning("what is found of the images of %s cannot be kept: %s", name, error)
         done = encoded.map(_check, keep_in_memory=True, load_from_cache_file=False, **options)
     return tuple(done["sha256"][:]), torch.tensor(done["broken"][:])
+
+
+def _cores() -> int:
+    """The cores that this process may use: on a cluster, not all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(row: Mapping[str, dict], column: str) -> dict[str, str | bool]:

@@ -75,10 +75,10 @@ class Job:
     ) -> None:
         """Extract, into where the chapters look."""
         with one_gpu(device):
+            data = task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced)
             encoder = load_encoder(self.encoder, seed=self.seed, device=device)
             if compiled:
                 encoder.compile()
-            data = task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced)
             extract(
                 encoder, data, root=project_root() / "_build/units", batch=self.batch, precision=self.precision,
                 workers=workers, part=part, coordinates="float32" if self.coordinates else None,
@@ -100,9 +100,11 @@ def chapter_parameters(chapter: str, profile: Path) -> dict[str, Any]:
 
 
 def jobs_by_chapter(profile: Path) -> dict[str, list[Job]]:
-    """The extractions that each chapter of a profile reads."""
+    """The extractions that each chapter of a profile reads. Where one keeps coordinates, none is made without."""
     chapters = (*READERS, "similarity", "ground_truth", "selection", "alignment")
-    return {c: list(dict.fromkeys(_chapter_jobs(c, chapter_parameters(c, profile)))) for c in chapters}
+    found = {chapter: list(_chapter_jobs(chapter, chapter_parameters(chapter, profile))) for chapter in chapters}
+    whole = {replace(job, coordinates=False): job for own in found.values() for job in own if job.coordinates}
+    return {chapter: list(dict.fromkeys(whole.get(job, job) for job in own)) for chapter, own in found.items()}
 
 
 def jobs(profile: Path) -> list[Job]:
@@ -218,7 +220,9 @@ def _downloads(own: list[Job]) -> dict[str, dict[str, Any]]:
             continue
         repo, size = (entry.repo, int(entry.gigabytes * 1e9)) if entry else (name, None)
         tables = Path(datasets.config.HF_DATASETS_CACHE) / repo.replace("/", "___")
-        here = any(tables.glob("**/dataset_info.json")) and not any(tables.glob("**/*.incomplete"))
+        fetched = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}"
+        here = any(tables.glob("**/dataset_info.json")) or any(fetched.glob("snapshots/**/*.tar*"))
+        here = here and not any((*tables.glob("**/*.incomplete"), *fetched.glob("blobs/*.incomplete")))
         found[name] = {"bytes": size, "kept": size and 2 * size, "gated": bool(entry and entry.gated), "there": here}
     for name in sorted({job.encoder for job in own}):
         if name.partition("@")[0] in EMBEDDED or name.endswith("@random") or local_folder(name):
@@ -234,17 +238,15 @@ def _downloads(own: list[Job]) -> dict[str, dict[str, Any]]:
 
 def download(own: list[Job]) -> list[str]:
     """Fetch all that jobs need into the caches, and prepare it; what could not be had is told, one line each."""
-    sets = [lambda j=job: load_dataset(j.dataset, j.split, seed=j.seed) for job in own]
-    named = {(job.dataset, job.split, job.seed): load for job, load in zip(own, sets, strict=True)}
-    named |= {(job.encoder,): lambda j=job: load_encoder(j.encoder, seed=j.seed) for job in own}
+    wanted = dict.fromkeys([(job.encoder, "") for job in own] + [(job.dataset, job.split) for job in own])
     failed = []
-    with tqdm(named.items(), unit="item") as bar:
-        for name, load in bar:
-            bar.set_description(str(name[0]))
+    with tqdm(wanted, unit="item") as bar:
+        for name, split in bar:
+            bar.set_description(f"{name} {split}")
             try:
-                load()
+                load_dataset(name, split, seed=own[0].seed) if split else load_encoder(name)
             except (OSError, ValueError, RuntimeError) as error:
-                failed.append(f"{name[0]}: {error}")
+                failed.append(f"{name}: {error}")
     return list(dict.fromkeys(failed))
 
 

@@ -24,6 +24,8 @@ TOLERANCES = {
     "rank": (1.0, 0.0),  # of a data set among thirteen: neighbours may change places
 }
 BASE_TOLERANCE = 0.1  # of the base's accuracy, beyond which labels or preprocessing must be wrong
+PAPER_IMAGES = 80_000  # of ImageNet
+FEW = "too few images"
 COLUMNS = ["quantity", "published", "ours", "difference", "tolerance", "verdict"]
 EMPTY = "*This run has none of these cells: they are of the paper's encoders on its data sets* ({doc}`scale`)."
 
@@ -42,13 +44,15 @@ def compare(
     quantities: Sequence[str],
     *,
     reference: str | None = None,
+    images: int = PAPER_IMAGES,
 ) -> pd.DataFrame:
     """Cells that both tables have, in rows by `keys` and quantity, with their difference and a verdict.
 
-    "reproduced" within the tolerance, "not reproduced" beyond it, "too few images" where it is within, but
-    mostly for the width of our own error.
+    "reproduced" within the tolerance, "not reproduced" beyond it, "too few images" where it is within mostly for the
+    width of our own error.
     ours: columns of keys, quantities and, where known, `<quantity>_se`; its data sets have our names. theirs: a
     published table. reference: the data set that units were taken on, where it is no key; only ImageNet is the paper's.
+    images: how many of it; with fewer than the paper's, a cell is not judged.
     """
     if reference is not None and published_name(reference) != "ImageNet":
         ours = ours.iloc[:0]
@@ -64,15 +68,19 @@ def compare(
         allowed = absolute + relative * cell["published"].abs()
         cell["tolerance"] = allowed + errors
         within = cell["difference"].abs() <= cell["tolerance"] + 1e-9
-        verdict = np.where(errors > 2 * allowed, "too few images", "reproduced")
-        parts.append(cell.assign(verdict=np.where(within, verdict, "not reproduced")))
+        verdict = np.where(within, np.where(errors > 2 * allowed, FEW, "reproduced"), "not reproduced")
+        parts.append(cell.assign(verdict=FEW if images < PAPER_IMAGES else verdict))
     filled = [part for part in parts if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else parts[0]
 
 
 def ranks(means: pd.DataFrame) -> pd.DataFrame:
-    """Places of the paper's data sets by falling value, from 1. means: data sets in rows, models in columns."""
+    """Places of the paper's thirteen data sets by falling value, from 1; none unless all are there.
+
+    means: data sets in rows, models in columns.
+    """
     own = means.loc[[name for name in means.index if published_name(name)]].rename_axis("dataset")
+    own = own if len(own) == len(catalogue()) else own.iloc[:0]
     return own.rank(ascending=False).reset_index().melt("dataset", var_name="model", value_name="rank")
 
 
@@ -81,7 +89,7 @@ def beside(cells: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> 
     if cells.empty:
         return Markdown(EMPTY)
     shown = [
-        f"{own:.2f} ({difference:+.2f})" + {"not reproduced": " x", "too few images": " ?"}.get(verdict, "")
+        f"{own:.2f} ({difference:+.2f})" + {"not reproduced": " x", FEW: " ?"}.get(verdict, "")
         for own, difference, verdict in cells[["ours", "difference", "verdict"]].itertuples(index=False)
     ]
     wide = cells.assign(shown=shown).pivot(index=list(rows), columns=list(columns), values="shown").fillna("")

@@ -49,6 +49,7 @@ class Manifest(BaseModel):
     family: str
     weights: str
     weights_hash: str
+    preprocessing_hash: str
     precision: str
     layers: int
     heads: int

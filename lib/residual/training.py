@@ -111,7 +111,9 @@ def fit(
     if state and "optimizer" not in state:
         _load(aligner, state["best"])
         return Fit(state["rate"], tuple(state["accuracies"]))
-    rate = state["rate"] if state else rate or find_rate(aligner, train, classes, scale=scale, seed=seed)
+    rate = (
+        state["rate"] if state else rate or find_rate(aligner, train, classes, scale=scale, seed=seed, workers=workers)
+    )
     trained = [p for p in aligner.parameters() if p.requires_grad]
     optimizer = AdamWScheduleFree(trained, lr=rate, warmup_steps=WARMUP)
     generator = torch.Generator().manual_seed(seed)
@@ -162,6 +164,7 @@ def find_rate(
     *,
     scale: float = 100.0,
     seed: int = 0,
+    workers: int = 0,
 ) -> float:
     """The learning rate at which the loss falls fastest, while the rate grows step by step.
 
@@ -172,11 +175,12 @@ def find_rate(
     """
     before = _trainable(aligner)
     device = next(aligner.parameters()).device
-    task = _Task(train, classes.to(device), scale, device)
+    task = _Task(train, classes.to(device), scale, device, workers)
     optimizer = AdamWScheduleFree([p for p in aligner.parameters() if p.requires_grad], lr=RATES[0])
     optimizer.train()
     generator = torch.Generator().manual_seed(seed)
     probe = torch.randperm(len(train[0]), generator=generator)[:PROBE]
+    (probed,) = _batches(aligner, train[0], [probe], device, workers)
     rates = np.geomspace(*RATES, STEPS)
     losses: list[float] = []
     batches = (loss for _ in range(STEPS) for loss in task.epoch(aligner, generator))
@@ -187,7 +191,7 @@ def find_rate(
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            losses.append(task.loss(aligner, probe).item())
+            losses.append(task.loss(aligner(probed), probe).item())
         if not losses[-1] <= 4 * min(losses):
             break
     _load(aligner, before)
@@ -208,13 +212,10 @@ class _Task:
         """The loss of every batch of an epoch in random order."""
         parts = torch.randperm(len(self.train[0]), generator=generator).split(BATCH)
         for rows, own in zip(parts, _batches(aligner, self.train[0], parts, self.device, self.workers), strict=True):
-            yield self._loss(aligner(own), rows)
+            yield self.loss(aligner(own), rows)
 
-    def loss(self, aligner: nn.Module, rows: Tensor) -> Tensor:
-        """The loss of some training images."""
-        return self._loss(aligner(_take(self.train[0], rows, self.device)), rows)
-
-    def _loss(self, outputs: Tensor, rows: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """The loss of some training images, from what the aligner made of them."""
         labels = self.train[1]
         logits = self.scale * F.normalize(outputs, dim=1) @ self.classes.T
         return F.cross_entropy(logits, labels[rows.to(labels.device)].to(self.device))
@@ -227,7 +228,7 @@ class _Task:
 def _batches(
     aligner: nn.Module, inputs: Inputs, parts: Sequence[Tensor], device: torch.device, workers: int
 ) -> Iterable[Inputs]:
-    if workers and isinstance(aligner, FineTuned):
+    if isinstance(aligner, FineTuned):
         return aligner.batches(inputs, parts, workers)
     return (_take(inputs, rows, device) for rows in parts)
 
@@ -288,7 +289,10 @@ def _key(aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rat
             tensors.append(inputs[:: max(1, len(inputs) // 1000)])
         else:
             digest.update(inputs.fingerprint().encode())
-    for value in (*tensors, task.train[1], validation[1], task.classes, *_trainable(aligner).values()):
+    tensors += [task.train[1], validation[1], task.classes, *_trainable(aligner).values(), *aligner.buffers()]
+    if isinstance(aligner, FineTuned):
+        digest.update(aligner.encoder.preprocessing_hash().encode())
+    for value in tensors:
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
@@ -299,10 +303,13 @@ def _recipe(aligner: type[nn.Module]) -> tuple[str, ...]:
 
 
 def _keep(path: Path, state: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_bytes(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    except OSError as error:
+        log.warning("the training goes on, but is not kept: %s", error)
 
 
 def _resume(path: Path | None) -> dict[str, object] | None:
