@@ -71,7 +71,7 @@ def test_what_is_trained_and_made_of_inputs_elsewhere_is_where_it_belongs(on_gpu
     with torch.device("cuda"):
         means, unit = torch.empty(2, d), torch.zeros(k, dtype=torch.int64)
         bases = Bases("RD", torch.empty(k, d), unit, means, ("L0.H0", "L0.MLP"), torch.empty(k))
-    adapter = ResiDual(bases).to("cuda")
+        adapter = ResiDual(bases)
     inputs, labels = torch.empty(70, bases.width), torch.zeros(70, dtype=torch.int64)
     task = _Task((inputs, labels), torch.empty(3, d, device="cuda"), 100.0, torch.device("cuda"))
     losses = list(task.epoch(adapter, torch.Generator()))
