@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -200,3 +201,14 @@ def test_other_image_sizes_where_the_model_interpolates(small):
     encoder = small("dinov2")
     pixels = torch.randn(3, 3, 51, 40)
     assert relative_error(trace(encoder, pixels).total(), encoder.encode_image(pixels)) < 1e-5
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_a_compiled_encoder_has_the_same_units(encoder):
+    pixels = pixels_of(encoder)
+    plain = trace(encoder, pixels)
+    encoder.compile()
+    compiled = trace(encoder, pixels)
+    assert all(block.mlp._compiled_call_impl is not None for block in encoder.tower.blocks)
+    assert relative_error(compiled.total(), plain.total()) < 1e-5
+    assert relative_error(compiled["L1.MLP"], plain["L1.MLP"]) < 1e-5

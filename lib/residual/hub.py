@@ -368,7 +368,9 @@ def _decode(value: dict) -> Image.Image:
         warnings.simplefilter("ignore")  # palettes, EXIF
         image = Image.open(io.BytesIO(_bytes(value)))
         if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+            pixels = np.asarray(image).clip(0, 65535)
+            wide = image.mode != "I" or pixels.max() > 255
+            image = Image.fromarray((pixels >> 8 if wide else pixels).astype(np.uint8))
         elif image.mode == "F":
             raise ValueError("floating-point pixels have no known range")
         return image.convert("RGB")
