@@ -20,8 +20,9 @@ from PIL import Image
 from hub_server import REVISION, Hub
 from residual import extract, hub, load_dataset
 from residual.alignment import FineTuned, fit
+from residual.catalogue import catalogue
 from residual.chapters import ParameterError, check_parameters, task_parts
-from residual.hub import DataError, catalogue
+from residual.hub import DataError
 from residual.selection import encode_images
 
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))

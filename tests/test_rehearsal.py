@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from hub_server import Hub
+from residual.catalogue import catalogue
 from residual.chapters import project_root
-from residual.hub import catalogue
 from residual.sources import PAPER, ZOO
 from test_hub import write_tar
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from IPython.display import Markdown
 
+from residual.catalogue import catalogue
 from residual.chapters import published
-from residual.hub import catalogue
 from residual.reproduction import TOLERANCES, beside, check_base, compare, published_name, ranks, tally
 
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from residual import artwork, embedded, render, shapes, textures
+from residual.catalogue import catalogue
 from residual.embedded import ENTRIES, Content, Entry, Factor, seed_of
-from residual.hub import EncodedImages, catalogue, class_turns, local_folder, read_split, readable
+from residual.hub import EncodedImages, class_turns, local_folder, read_split, readable
 from residual.store import tensors_checksum, write_tensors
 
 SPLITS = ("train", "validation", "test")

@@ -22,16 +22,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from jaxtyping import Int64
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from residual.catalogue import HELD, SHARES, HubSet, catalogue
 from residual.layouts import (
     CLASSES,
     TARS,
@@ -46,8 +45,6 @@ from residual.layouts import (
 )
 from residual.store import write_bytes
 
-HELD = 0.1  # of an official training split, for validation where there is none
-SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # of a set that is not divided
 MANY = 2000  # images from which on they are checked by several processes
 UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,38 +54,6 @@ log = logging.getLogger(__name__)
 
 class DataError(RuntimeError):
     """A data set cannot be had, or is not what it should be; says what to do."""
-
-
-class HubSet(BaseModel):
-    """What is known of a data set of the paper before it is downloaded; see catalogue.yml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    repo: str
-    published: str
-    classes: int
-    train: int
-    test: int
-    gigabytes: float
-    licence: str
-    cite: str
-    limit: int | None = None
-    gated: bool = False
-
-    def counts(self) -> dict[str, int]:
-        """Images of each split, as `read_split` divides them."""
-        if not (self.train and self.test):
-            whole = self.train + self.test
-            return {split: int(high * whole) - int(low * whole) for split, (low, high) in SHARES.items()}
-        held = int(HELD * self.train)
-        train = self.train - held
-        return {"train": min(train, self.limit or train), "validation": held, "test": self.test}
-
-
-@functools.cache
-def catalogue() -> dict[str, HubSet]:
-    """The paper's data sets, by the names they have here."""
-    entries = yaml.safe_load(Path(__file__).with_name("catalogue.yml").read_text())
-    return {name: HubSet(**entry) for name, entry in entries.items()}
 
 
 def readable(name: str) -> bool:

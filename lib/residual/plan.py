@@ -25,12 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from residual import load_encoder
+from residual.catalogue import catalogue
 from residual.chapters import ParameterError, check_parameters, project_root, read_profile, task_split
 from residual.data import SPLITS, dataset_names, load_dataset, split_task
 from residual.devices import one_gpu
 from residual.embedded import ENTRIES
 from residual.extraction import PRECISIONS, extract
-from residual.hub import catalogue, local_folder
+from residual.hub import local_folder
 from residual.sources import EMBEDDED, weights_repo
 from residual.store import read_manifest
 from residual.units import trace

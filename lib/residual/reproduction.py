@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
-from residual.hub import catalogue
+from residual.catalogue import catalogue
 
 # By how much a cell may differ, absolute and relative, beside two standard errors of ours. The paper rounds to two
 # digits, and leaves open which 80,000 images it took and how TwoNN treats outliers.
