@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import transformers as hf
 
-from residual import Encoder, load_encoder
+from residual import Encoder, hub, load_encoder
+from residual.chapters import project_root
 from residual.data import Dataset
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
@@ -103,3 +107,44 @@ def dataset():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (70, 3, 32, 32), generator=generator, dtype=torch.uint8)
     return Dataset("noise", "train", images, torch.arange(70) % 3, ("a", "b", "c"), ("{}",))
+
+
+FEW = """
+dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, images: 300}
+pursuit: *one
+semantics: *one
+heads: *one
+similarity: {profile: few, encoders: [mini-openclip], dataset: digits, images: 100, others: [shapes]}
+ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 400}
+selection: &tasks {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], images: 300}
+alignment: {<<: *tasks, finetune: [], seeds: 1}
+"""
+
+
+def copy_project(folder: Path) -> Path:
+    """A copy of the project, so that nothing is shared with other runs but the code."""
+    folder.mkdir(parents=True)
+    root = project_root()
+    for name in ("Snakefile", "_toc.yml", "_config.yml", "constraints.txt", "pyproject.toml"):
+        shutil.copy(root / name, folder)
+    for name in ("book", "profiles"):
+        shutil.copytree(root / name, folder / name)
+    (folder / "lib").symlink_to(root / "lib")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project with a small profile, "few"."""
+    folder = copy_project(tmp_path / "le projet")
+    (folder / "profiles/few.yml").write_text(FEW)
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Data sets are read and kept apart from other tests' and the user's."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    hub._fetched.cache_clear()

@@ -9,9 +9,9 @@ import torch
 
 from residual import extract, load_dataset
 from residual.explorer import write_explorer
-from test_hub import own_cache, write_webdataset
+from test_hub import write_webdataset
 
-assert own_cache  # a fixture that every test here uses
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_every_head_is_on_the_page_with_pictures_and_words(encoder, dataset, tmp_path):

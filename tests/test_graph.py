@@ -25,32 +25,6 @@ SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--r
 SNAKEMAKE += ["--rerun-triggers", "mtime"]
 
 
-FEW = """
-dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, images: 300}
-pursuit: *one
-semantics: *one
-heads: *one
-similarity: {profile: few, encoders: [mini-openclip], dataset: digits, images: 100, others: [shapes]}
-ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 400}
-selection: &tasks {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], images: 300}
-alignment: {<<: *tasks, finetune: [], seeds: 1}
-"""
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A copy of the project, so that nothing is shared with other runs but the code."""
-    folder = tmp_path / "le projet"
-    folder.mkdir()
-    for name in ("Snakefile", "_toc.yml", "_config.yml", "constraints.txt", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
-    for name in ("book", "profiles"):
-        shutil.copytree(ROOT / name, folder / name)
-    (folder / "lib").symlink_to(ROOT / "lib")
-    (folder / "profiles/few.yml").write_text(FEW)
-    return folder
-
-
 def snake(folder, *targets, config=("profile=few", "units=1"), options=()):
     command = [*SNAKEMAKE, *options, "--config", *config, "--", *targets]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

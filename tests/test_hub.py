@@ -29,12 +29,7 @@ COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
 NAMES = ("red thing", "green thing", "blue thing")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path / "cache"))
-    datasets.disable_progress_bars()
-    hub._fetched.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def png(label: int, index: int) -> bytes:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from residual import load_dataset
-from test_hub import COLOURS, own_cache, png, write_tar
+from test_hub import COLOURS, png, write_tar
 
-assert own_cache  # a fixture that every test here uses
+pytestmark = pytest.mark.usefixtures("own_cache")
 WORDS = ("red", "green", "blue")
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from conftest import copy_project
 from hub_server import Hub
 from residual.catalogue import catalogue
 from residual.chapters import project_root
@@ -64,13 +65,7 @@ def rehearsal(profile: dict) -> dict:
 def served(tmp_path_factory):
     """A copy of the project, and the surroundings in which the hub is ours."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    project = folder / "le projet"
-    project.mkdir()
-    for name in ("Snakefile", "_toc.yml", "_config.yml", "constraints.txt", "pyproject.toml"):
-        shutil.copy(ROOT / name, project)
-    for name in ("book", "profiles"):
-        shutil.copytree(ROOT / name, project / name)
-    (project / "lib").symlink_to(ROOT / "lib")
+    project = copy_project(folder / "le projet")
     paper = yaml.safe_load((ROOT / "profiles/paper.yml").read_text())
     (project / "profiles/rehearsal.yml").write_text(yaml.safe_dump(rehearsal(paper)))
     repos = write_sets(folder / "sets") | {PAPER[name].id: ZOO / own for name, own in STANDINS.items()}
