@@ -16,6 +16,7 @@ from schedulefree import AdamWScheduleFree
 from residual import load_encoder, trace
 from residual.alignment import Bases, ResiDual
 from residual.dimension import two_nn
+from residual.extraction import PRECISIONS
 from residual.pursuit import _simultaneous, textspan_from_moments
 from residual.spectrum import Moments, pca_from_moments
 from residual.training import BATCH, _Task
@@ -45,6 +46,22 @@ def test_trace(benchmark, name):
     pixels = torch.randn(16, 3, side, side, generator=torch.Generator().manual_seed(0))
     what = f"trace of {name}, batch 16, against the model's own forward pass"
     compare(benchmark, what, lambda: encoder.encode_image(pixels), lambda: trace(encoder, pixels), rounds=7)
+
+
+@pytest.mark.parametrize("how", ["compiled", "bfloat16", "float16"])
+def test_faster_trace(benchmark, how):
+    plain, other = (load_encoder("OpenCLIP-B", pretrained=False) for _ in range(2))
+    if how == "compiled":
+        other.compile()
+    precision = PRECISIONS.get(how, torch.float32)
+    pixels = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+    def faster():
+        with torch.autocast("cpu", precision, enabled=how != "compiled"):
+            trace(other, pixels)
+
+    what = f"trace of OpenCLIP-B, batch 16, {how}, against single precision"
+    compare(benchmark, what, lambda: trace(plain, pixels), faster, rounds=5)
 
 
 def head(n):
