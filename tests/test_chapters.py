@@ -52,6 +52,7 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
         (["-p", "encoders", "mini-openclip"], "valid list"),
         (["-p", "device", "gpu"], "gpu"),
         (["-p", "device", "meta"], "device"),
+        (["-p", "device", "cuda:99"], "CUDA devices here; 'cpu' always works"),
         (["-p", "seed", "[1"], "error"),
         (["--profile", "profiles/none.yml"], "profiles/none.yml"),
         (["--profile", "book/intro.md"], "error"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,16 +58,18 @@ def cluster(tmp_path):
     return tmp_path, os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
 
-def submit(folder: Path, env: dict[str, str], *words: str) -> subprocess.CompletedProcess:
+def submit(folder: Path, env: dict[str, str], *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "snakemake", "--nolock", "--profile", "profiles/slurm", "--jobs", "2", *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, cwd=folder, env=env, **pipes)
 
 
 @pytest.mark.slow
 def test_jobs_are_submitted_run_and_given_a_gpu_where_they_want_one(project, cluster):
     folder, env = cluster
-    done = submit(project, env, "units", "--config", "profile=few", "units=1")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = submit(project, env, "units", "--config", "profile=few", "units=1")
+    told = run.communicate()[0]
+    assert run.returncode == 0, told[-3000:]
     jobs = list((project / "_build/units/jobs").iterdir())
     submitted = [json.loads(line) for line in (folder / "submitted").read_text().splitlines()]
     assert len(submitted) == len(jobs) > 5
@@ -73,7 +77,12 @@ def test_jobs_are_submitted_run_and_given_a_gpu_where_they_want_one(project, clu
     assert all(load_units(path).manifest.complete for path in (project / "_build/units").glob("*--*"))
     jobs[0].unlink()
     target = str(jobs[0].relative_to(project))
-    submit(project, env, target, "--retries", "0", "--config", "profile=few", "units=1", "device=cuda")  # fails: no GPU
-    last = json.loads((folder / "submitted").read_text().splitlines()[-1])
+    run = submit(project, env, target, "--config", "profile=few", "units=1", "device=cuda")
+    while len(lines := (folder / "submitted").read_text().splitlines()) == len(submitted):
+        assert run.poll() is None, run.communicate()[0][-3000:]
+        time.sleep(1)
+    os.killpg(run.pid, signal.SIGKILL)  # there is no GPU here
+    run.communicate()
+    last = json.loads(lines[-1])
     assert {"--gpus=1", "--cpus-per-task=8"} <= set(last)
     assert last[last.index("-p") + 1] == "gpu"

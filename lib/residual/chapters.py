@@ -64,7 +64,8 @@ def _device(value: str) -> str:
     device = torch.device(value)  # raises RuntimeError for what is no device
     if device.type == "cuda":  # told without a context on it: it may be another process that computes
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        assert (device.index or 0) < count, f"there are {count} CUDA devices here"
+        if (device.index or 0) >= count:
+            raise ValueError(f"there are {count} CUDA devices here; 'cpu' always works")
     else:
         torch.zeros(1, device=device).item()  # raises where nothing can be computed there
     return value
