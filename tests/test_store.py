@@ -16,6 +16,7 @@ import torch
 from conftest import interrupt_at, write_config
 from residual import extract, load_units, trace
 from residual.data import Dataset
+from residual.extraction import pixels_for
 from residual.spectrum import pca
 from residual.store import StoreError, write_bytes
 
@@ -206,6 +207,12 @@ def test_images_of_another_size_go_through_preprocessing(encoder, tmp_path):
     images = torch.randint(0, 256, (5, 3, 48, 40), dtype=torch.uint8)
     data = Dataset("other", "test", images, torch.zeros(5, dtype=torch.int64), ("a",), ("{}",))
     assert extract(encoder, data, root=tmp_path, progress=False).output.count == 5
+
+
+def test_pixels_are_not_preprocessed_twice(encoder):
+    pixels = torch.randn(2, 3, 24, 24)  # as of an encoder that is run at another size than it was published with
+    assert pixels_for(encoder, pixels) is pixels
+    assert pixels_for(encoder, torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).shape[2:] == encoder.tower.image_size
 
 
 @pytest.mark.parametrize(("precision", "largest"), [("bfloat16", 2e-2), ("float16", 3e-3)])

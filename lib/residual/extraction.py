@@ -215,10 +215,10 @@ def _extract_shard(
 
 
 def pixels_for(encoder: Encoder, images: Tensor | EncodedImages) -> Tensor:
-    """uint8 images as they are where the size fits, else through the encoder's own preprocessing."""
+    """Images through the encoder's preprocessing; uint8 ones whose size fits, and pixels made by it, as they are."""
     if not isinstance(images, Tensor):
         return torch.stack([encoder.preprocess(image) for image in images])
-    if tuple(images.shape[2:]) == encoder.tower.image_size:
+    if images.is_floating_point() or tuple(images.shape[2:]) == encoder.tower.image_size:
         return images
     return torch.stack([encoder.preprocess(to_pil_image(image)) for image in images])
 

@@ -227,15 +227,13 @@ class _Task:
 
 def _batches(
     aligner: nn.Module, inputs: Inputs, parts: Sequence[Tensor], device: torch.device, workers: int
-) -> Iterable[Inputs]:
+) -> Iterable[Tensor]:
     if isinstance(aligner, FineTuned):
         return aligner.batches(inputs, parts, workers)
     return (_take(inputs, rows, device) for rows in parts)
 
 
-def _take(inputs: Inputs, rows: Tensor, device: torch.device) -> Inputs:
-    if not isinstance(inputs, Tensor):
-        return inputs[rows]
+def _take(inputs: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     own = inputs[rows.to(inputs.device)].to(device)
     return own.float() if own.is_floating_point() else own
 
