@@ -1,0 +1,5 @@
+"""Turns results of `residual` into the book: chapters with parameters, their tables and figures, and the plan."""
+
+import time
+
+STARTED = time.monotonic()

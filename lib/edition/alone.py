@@ -1,6 +1,6 @@
-"""Runs a command, unless one that was started like this still runs: `python alone.py LOCKFILE COMMAND [ARGUMENT ...]`.
+"""Runs a command unless another one holds the lock: `python alone.py LOCKFILE COMMAND [ARGUMENT ...]`.
 
-The lock is the process's, and goes with it however it ends: a run that was killed leaves nothing to unlock.
+The operating system releases the lock when the process ends, however it ends, so a killed run leaves nothing to unlock.
 """
 
 import fcntl
@@ -15,6 +15,6 @@ if __name__ == "__main__":
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit(f"error: another run of this project goes on here ({path} is locked); wait for it, or stop it")
+        sys.exit(f"error: another run of this project is active here ({path} is locked); wait for it, or stop it")
     os.set_inheritable(file, True)
     os.execvp(command[0], command)

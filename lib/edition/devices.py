@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def one_gpu(device: str) -> Iterator[None]:
-    """Wait for a GPU that no other run of the user's holds, and show it alone, as "cuda", to what starts inside.
+    """Wait for a GPU that no other run of the user holds, and make it the only one, "cuda", for processes started here.
 
-    Does nothing for other devices ("cpu", "cuda:1"), and where one GPU is visible, as in a job of a cluster. Must come
+    Does nothing for other devices ("cpu", "cuda:1"), and where only one GPU is visible, as in a cluster job. Call it
     before this process uses CUDA.
     """
     if device != "cuda" or torch.cuda.device_count() < 2:

@@ -1,22 +1,20 @@
-"""ResiDual: residual units of vision transformers, their spectra, and their alignment with text."""
+"""ResiDual: residual units of vision transformers, their spectra, and their alignment with text.
 
-from residual.data import dataset_names, load_dataset, task_names
-from residual.encoders import Encoder, load_encoder
-from residual.extraction import extract
-from residual.sources import encoder_names
-from residual.store import load_units
-from residual.towers import UnsupportedArchitectureError
-from residual.units import trace
+Public names are imported when they are first used, so that `import residual.spectrum` loads no encoder library.
+"""
 
-__all__ = [
-    "Encoder",
-    "UnsupportedArchitectureError",
-    "dataset_names",
-    "encoder_names",
-    "extract",
-    "load_dataset",
-    "load_encoder",
-    "load_units",
-    "task_names",
-    "trace",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["alignment", "dimension", "extraction", "heads", "pursuit", "selection", "spectrum", "store", "units"],
+    submod_attrs={
+        "data.dataset": ["dataset_names", "load_dataset", "task_names"],
+        "encoders.encoder": ["Encoder", "load_encoder"],
+        "encoders.names": ["encoder_names"],
+        "encoders.towers": ["UnsupportedArchitectureError"],
+        "extraction": ["extract"],
+        "store": ["load_units"],
+        "units": ["trace"],
+    },
+)

@@ -1,14 +1,14 @@
-"""Aligning image encodings with class encodings by training a little on top of a frozen encoder.
+"""Aligning image encodings with class encodings by training a little on top of a frozen encoder (section 4.2).
 
-All but full fine-tuning trains on stored coordinates: the encoder sees each image once, and a step is two
+All but full fine-tuning trains on stored scores: the encoder sees each image once, and a step is two
 products with the fixed components.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -16,51 +16,53 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from residual.encoders import Encoder
-from residual.store import StoredUnits, tensors_checksum, write_tensors
+from residual.encoders.encoder import Encoder
+from residual.files import DamagedFileError, cache_key, read_tensors, replacing, write_tensors
+from residual.store import StoredUnits
 from residual.training import FineTuned, Fit, find_rate, fit, parameter_count, transformed
-from residual.units import Units, frames, trace, unit_labels
+from residual.units import Unit, Units, head_frames, trace
 
 __all__ = [
-    "AlignedEncoder", "Bases", "FineTuned", "Fit", "LinearAligner", "ResiDual", "coordinates", "find_rate", "fit",
+    "AlignedEncoder", "Bases", "FineTuned", "Fit", "LinearAligner", "ResiDual", "component_scores", "find_rate", "fit",
     "parameter_count", "reference_bases", "transformed",
 ]  # fmt: skip
 
 CUT = 0.9  # of the variance, for RD*
-
 KINDS = ("RD", "RD*", "RD_Y", "O")
-TENSORS = ("components", "unit", "means", "variances")  # of Bases
 
 
 @dataclass(frozen=True)
 class Bases:
-    """Principal components and means of units on a reference set: what ResiDual scales (Eq. 6 and 7).
+    """Principal components and means of units on a reference set, which ResiDual scales (Eq. 6 and 7).
 
-    components: of all units, one below the other; `unit` tells whose each is, an index into `labels`.
+    components: of all units, one below the other; unit_index: whose each is, an index into `units`.
+    variances: along each component, on the reference set.
     kind: "RD" all heads and MLPs, X0 added unchanged; "RD*" heads alone, components for 90 % of the
-    variance, all else dropped; "RD_Y" the output; "O" heads alone, one scale for each, means kept.
+    variance, all else dropped; "RD_Y" the output; "O" heads alone, one lambda for each, means kept.
     """
 
     kind: str
+    units: tuple[Unit, ...]
     components: Float[Tensor, "k d"]
-    unit: Int64[Tensor, "k"]
+    unit_index: Int64[Tensor, "k"]
     means: Float[Tensor, "u d"]
-    labels: tuple[str, ...]
-    variances: Float[Tensor, "k"]  # on the reference set
+    variances: Float[Tensor, "k"]
     provenance: dict[str, str] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
-        """Columns of `coordinates`: one for each component, and for RD the d of X0."""
+        """Columns of `component_scores`: one for each component, and for RD the d of X0."""
         return len(self.components) + (self.components.shape[1] if self.kind == "RD" else 0)
 
     @property
-    def scales(self) -> int:
+    def lambda_count(self) -> int:
         """Trainable parameters of ResiDual."""
-        return len(self.labels) if self.kind == "O" else len(self.components)
+        return len(self.units) if self.kind == "O" else len(self.components)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("components", "unit_index", "means", "variances")}
 
 
 def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
@@ -71,50 +73,50 @@ def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {list(KINDS)}, not {kind!r}")
-    manifest = reference.manifest
-    names = unit_labels(manifest.layers, manifest.heads)
-    parts: list[tuple[str, Tensor, Tensor, Tensor]] = []  # label, components, variances, mean
     if kind == "RD_Y":
         output = reference.output_pca()
-        parts.append(("Y", output.components, output.eigenvalues, output.mean))
+        parts = [(Unit("Y"), output.components, output.eigenvalues, output.mean)]
     else:
-        heads = reference.head_pca()
-        rows = heads.components.shape[-2]
-        most = rows if kind == "O" else min(rows, reference.frames.heads.shape[-2] - 2)
-        for layer, head in product(range(manifest.layers), range(manifest.heads)):
-            variances = heads.eigenvalues[layer, head, :most]
-            if kind == "RD*":
-                share = heads.explained_variance_ratio[layer, head, :most].cumsum(0)
-                variances = variances[: int((share < CUT - 1e-12).sum()) + 1]
-            components = heads.components[layer, head, : len(variances)]
-            parts.append((f"L{layer}.H{head}", components, variances, heads.mean[layer, head]))
-    if kind == "RD":
-        blocks = reference.block_pca()
-        for layer in range(manifest.layers):
-            own = blocks.components[layer + 1], blocks.eigenvalues[layer + 1], blocks.mean[layer + 1]
-            parts.append((f"L{layer}.MLP", *own))
-    labels = tuple(label for label, *_ in parts)
-    assert set(labels) <= {*names, "Y"}
-    unit = torch.cat([torch.full((len(c),), i) for i, (_, c, _, _) in enumerate(parts)])
-    facts = manifest.model_dump(
-        include={"encoder", "weights_hash", "precision", "dataset", "split", "dataset_hash", "count"}
-    )
+        parts = [*_head_parts(reference, kind), *(_mlp_parts(reference) if kind == "RD" else ())]
+    units, components, variances, means = zip(*parts, strict=True)
+    facts = {"encoder", "weights_hash", "precision", "dataset", "split", "dataset_hash", "count"}
     return Bases(
         kind,
-        torch.cat([c for _, c, _, _ in parts]).float(),
-        unit,
-        torch.stack([mean for *_, mean in parts]).float(),
-        labels,
-        torch.cat([v for _, _, v, _ in parts]).float(),
-        {name: str(value) for name, value in facts.items()},
+        units,
+        torch.cat(components).float(),
+        torch.cat([torch.full((len(basis),), i) for i, basis in enumerate(components)]),
+        torch.stack(means).float(),
+        torch.cat(variances).float(),
+        {name: str(value) for name, value in reference.manifest.model_dump(include=facts).items()},
     )
 
 
-def coordinates(units: StoredUnits, bases: Bases, folder: Path | str | None = None) -> Tensor:
-    """Every image along the components of its units [n k], less the reference mean, for `ResiDual.forward`.
+_Part = tuple[Unit, Tensor, Tensor, Tensor]  # a unit, its components, variances and mean
 
-    For "RD", X0 follows in d columns more. In single precision in memory, or with `folder` in half precision in
-    a file mapped into memory, whose name tells units and bases, and which is made shard by shard if it is not there.
+
+def _head_parts(reference: StoredUnits, kind: str) -> Iterator[_Part]:
+    heads = reference.head_pca()
+    rows = heads.components.shape[-2]
+    most = rows if kind == "O" else min(rows, reference.frames.head_frames.shape[-2] - 2)
+    for at in product(*map(range, reference.head_grid)):
+        variances = heads.eigenvalues[at][:most]
+        if kind == "RD*":
+            share = heads.explained_variance_ratio[at][:most].cumsum(0)
+            variances = variances[: int((share < CUT - 1e-12).sum()) + 1]
+        yield Unit("head", *at), heads.components[at][: len(variances)], variances, heads.mean[at]
+
+
+def _mlp_parts(reference: StoredUnits) -> Iterator[_Part]:
+    blocks = reference.block_pca()
+    for unit in (Unit("MLP", layer) for layer in range(reference.manifest.layers)):
+        yield unit, blocks.components[unit.block], blocks.eigenvalues[unit.block], blocks.mean[unit.block]
+
+
+def component_scores(units: StoredUnits, bases: Bases, folder: Path | str | None = None) -> Tensor:
+    """Every image along the components of its units [n k], relative to the reference mean, for `ResiDual.forward`.
+
+    For "RD", X0 follows in d more columns. In single precision in memory, or with `folder` in half precision in
+    a file that is mapped into memory, named after units and bases, and made shard by shard if it does not exist.
     Raises ValueError if units and bases are of different encoders, and where half precision overflows.
     """
     if units.manifest.weights_hash != bases.provenance["weights_hash"]:
@@ -123,60 +125,54 @@ def coordinates(units: StoredUnits, bases: Bases, folder: Path | str | None = No
         )
     shape = (units.manifest.count, bases.width)
     if folder is None:
-        made = torch.empty(shape)
-        _fill(units, bases, made)
-        return made
-    path = Path(folder) / f"{_origin(units, bases)}.npy"
+        _fill(units, bases, scores := torch.empty(shape))
+        return scores
+    # The manifest is sealed over the checksum of every shard.
+    key = cache_key(units.manifest.sealed().seal, bases.kind, tuple(map(str, bases.units)), *bases.tensors().values())
+    path = Path(folder) / f"{key}.npy"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        mapped = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-        with partial.open("r+b") as file:  # a full disk is an error here, and not a crash when pages are written
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-        _fill(units, bases, torch.from_numpy(mapped))
-        mapped.flush()
-        partial.replace(path)
+        _write_scores(path, units, bases, shape)
     mapped = np.load(path, mmap_mode="c", allow_pickle=False)
     if mapped.shape != shape or mapped.dtype != np.float16:
         raise ValueError(f"{path} holds {mapped.dtype} {list(mapped.shape)}, not float16 {list(shape)}; delete it")
     return torch.from_numpy(mapped)
 
 
-def _origin(units: StoredUnits, bases: Bases) -> str:
-    """Changes with the units, whose manifest is sealed over the checksum of every shard, and with the bases."""
-    digest = hashlib.sha256(repr((units.manifest.sealed().seal, bases.kind, bases.labels)).encode())
-    digest.update(tensors_checksum({name: getattr(bases, name) for name in TENSORS}).encode())
-    return digest.hexdigest()[:16]
+def _write_scores(path: Path, units: StoredUnits, bases: Bases, shape: tuple[int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        mapped = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+        with partial.open("r+b") as file:  # a full disk is an error here, not a crash when pages are written
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        _fill(units, bases, torch.from_numpy(mapped))
+        mapped.flush()
 
 
-def _fill(units: StoredUnits, bases: Bases, made: Tensor) -> None:
-    components = {label: bases.components[bases.unit == i].double() for i, label in enumerate(bases.labels)}
-    means = dict(zip(bases.labels, bases.means.double(), strict=True))
+def _fill(units: StoredUnits, bases: Bases, scores: Tensor) -> None:
+    components = [bases.components[bases.unit_index == i].double() for i in range(len(bases.units))]
+    parts = [*zip(bases.units, components, bases.means.double(), strict=True)]
     start = 0
     for shard in units.shards():
         stop, column = start + len(shard["outputs"]), 0
-        for label, own in components.items():
-            target = made[start:stop, column : column + len(own)]
-            target.copy_(_along(shard, units, label, own, means[label]))
-            column += len(own)
+        for unit, basis, mean in parts:
+            target = scores[start:stop, column : column + len(basis)]
+            target.copy_(_unit_scores(shard, units, unit, basis, mean))
+            column += len(basis)
         if bases.kind == "RD":
-            made[start:stop, column:].copy_(shard["blocks"][0])
-        if not made[start:stop].isfinite().all():
-            raise ValueError(f"coordinates {start} to {stop - 1} of {units.manifest.dataset} overflow {made.dtype}")
+            scores[start:stop, column:].copy_(shard["blocks"][0])
+        if not scores[start:stop].isfinite().all():
+            raise ValueError(f"scores {start} to {stop - 1} of {units.manifest.dataset} overflow {scores.dtype}")
         start = stop
 
 
-def _along(shard: dict[str, Tensor], units: StoredUnits, label: str, components: Tensor, mean: Tensor) -> Tensor:
+def _unit_scores(shard: dict[str, Tensor], units: StoredUnits, unit: Unit, components: Tensor, mean: Tensor) -> Tensor:
     """One unit's samples along its components, in double precision, in which a large constant cancels."""
-    if label == "Y":
-        return (shard["outputs"].double() - mean) @ components.T
-    layer, part = label[1:].split(".")
-    if part == "MLP":
-        return (shard["blocks"][int(layer) + 1].double() - mean) @ components.T
-    at = int(layer), int(part[1:])
-    frame, constant = units.frames.heads[at].double(), units.frames.heads_constant.double()
-    return shard["heads"][at].double() @ (frame @ components.T) + (constant - mean) @ components.T
+    if unit.kind == "head":
+        matrix, offset = units.frames.head_projection(unit.layer, unit.head, components, mean)
+        return shard["heads"][unit.layer, unit.head].double() @ matrix + offset
+    samples = shard["outputs"] if unit.kind == "Y" else shard["blocks"][unit.block]
+    return (samples.double() - mean) @ components.T
 
 
 class LinearAligner(nn.Linear):
@@ -189,71 +185,63 @@ class LinearAligner(nn.Linear):
 
 
 class ResiDual(nn.Module):
-    """Scales every principal component of every residual unit (Eq. 6 and 7); all scales are 1 at first.
+    """Scales every principal component of every residual unit by a lambda, 1 before training (Eq. 6 and 7).
 
-    As in Eq. 6 the means that were taken off are not added back. Source: section 4.2; for "O", section 4.1.
+    As in Eq. 6, the means that were subtracted are not added back. Source: section 4.2; for "O", section 4.1.
     """
 
     def __init__(self, bases: Bases) -> None:
         super().__init__()
         self.bases = bases
-        self.scales = nn.Parameter(torch.ones(bases.scales))
+        self.lambdas = nn.Parameter(torch.ones(bases.lambda_count))
         self.register_buffer("components", bases.components, persistent=False)
         tied = bases.kind == "O"
-        self.register_buffer("unit", bases.unit if tied else None, persistent=False)
+        self.register_buffer("unit_index", bases.unit_index if tied else None, persistent=False)
         self.register_buffer("means", bases.means if tied else None, persistent=False)
 
-    def forward(self, coordinates: Float[Tensor, "n w"]) -> Float[Tensor, "n d"]:
-        """The transformed output, from what `coordinates` gives."""
+    def forward(self, scores: Float[Tensor, "n w"]) -> Float[Tensor, "n d"]:
+        """The transformed output, from `component_scores`."""
         count = len(self.components)
-        scales = self.scales if self.unit is None else self.scales[self.unit]
-        output = (coordinates[:, :count] * scales) @ self.components
+        lambdas = self.lambdas if self.unit_index is None else self.lambdas[self.unit_index]
+        output = (scores[:, :count] * lambdas) @ self.components
         if self.means is not None:
-            output = output + self.scales @ self.means
-        return output if self.bases.kind != "RD" else output + coordinates[:, count:]
+            output = output + self.lambdas @ self.means
+        return output if self.bases.kind != "RD" else output + scores[:, count:]
 
     def attach(self, encoder: Encoder) -> AlignedEncoder:
         """An encoder whose `encode_image` gives the transformed output.
 
-        It traces: scales act on what units add to the output directly, and later layers must
+        It traces: lambdas act on what units add to the output directly, and later layers must
         read the residual stream as it was, so they cannot be folded into the weights.
-        Raises ValueError for an encoder with other weights than the bases'.
+        Raises ValueError for an encoder whose weights are not those of the bases.
         """
         if encoder.weights_hash() != self.bases.provenance["weights_hash"]:
-            own = self.bases.provenance
+            theirs = self.bases.provenance
             raise ValueError(
-                f"{encoder.name} in {encoder.dtype} has other weights than {own['encoder']} in {own['precision']}, "
-                "of which the bases are"
+                f"{encoder.name} in {encoder.dtype} has other weights than {theirs['encoder']} in "
+                f"{theirs['precision']}, from which the bases come"
             )
         fields = {name: getattr(encoder, name) for name in Encoder.__dataclass_fields__}
         return AlignedEncoder(**fields, transform=_Transform(self, encoder))
 
     def save(self, path: Path | str, **facts: str) -> None:
-        """Scales, bases and provenance as safetensors. facts: what else to remember, such as the task."""
-        tensors = {"scales": self.scales.detach()}
-        tensors |= {name: getattr(self.bases, name) for name in TENSORS}
+        """Lambdas, bases and provenance as safetensors. facts: what else to remember, such as the task."""
+        tensors = {"lambdas": self.lambdas.detach()} | self.bases.tensors()
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        about = {"kind": self.bases.kind, "labels": json.dumps(self.bases.labels)}
-        about |= {"provenance": json.dumps(self.bases.provenance | facts), "sha256": tensors_checksum(tensors)}
-        write_tensors(Path(path), tensors, about)
+        about = {"kind": self.bases.kind, "units": json.dumps([str(unit) for unit in self.bases.units])}
+        write_tensors(Path(path), tensors, about | {"provenance": json.dumps(self.bases.provenance | facts)})
 
     @staticmethod
     def load(path: Path | str) -> ResiDual:
         """What `save` wrote. Raises ValueError for another or a damaged file."""
         try:
-            with safe_open(path, "pt") as file:
-                about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about["sha256"] != tensors_checksum(tensors):
-                raise ValueError("wrong checksum")
-            scales = tensors.pop("scales")
-            bases = Bases(
-                kind=about["kind"], labels=tuple(json.loads(about["labels"])),
-                provenance=json.loads(about["provenance"]), **tensors,
-            )  # fmt: skip
+            tensors, about = read_tensors(Path(path))
+            lambdas, units = tensors.pop("lambdas"), tuple(map(Unit.parse, json.loads(about["units"])))
+            bases = Bases(kind=about["kind"], units=units, provenance=json.loads(about["provenance"]), **tensors)
             adapter = ResiDual(bases)
-            adapter.load_state_dict({"scales": scales})
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is no ResiDual, or damaged: {error}") from error
+            adapter.load_state_dict({"lambdas": lambdas})
+        except (DamagedFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a ResiDual, or is damaged: {error}") from error
         return adapter
 
 
@@ -262,34 +250,30 @@ class _Transform:
 
     @torch.no_grad()
     def __init__(self, adapter: ResiDual, encoder: Encoder) -> None:
-        bases, own = adapter.bases, frames(encoder)
-        device, self.kind = encoder.device, bases.kind
-        scales = adapter.scales.detach().double().to(device)
-        scales = scales[bases.unit.to(device)] if bases.kind == "O" else scales
-        components, unit = bases.components.double().to(device), bases.unit.to(device)
-        means = bases.means.double().to(device)
+        bases, frames, device = adapter.bases, head_frames(encoder), encoder.device
+        lambdas, index = adapter.lambdas.detach().double().to(device), bases.unit_index.to(device)
+        components, means = bases.components.double().to(device), bases.means.double().to(device)
+        weights = lambdas[index] if bases.kind == "O" else lambdas
         constant, heads, blocks = means.new_zeros(means.shape[1]), [], []
-        for index, label in enumerate(bases.labels):
-            rows = unit == index
-            down, up = components[rows].T, components[rows] * scales[rows, None]
-            if label.partition(".")[2].startswith("H"):
-                layer, _, head = label[1:].partition(".H")
-                frame = own.heads[int(layer), int(head)].double()
-                constant += (own.heads_constant.double() - means[index]) @ down @ up
-                heads.append((frame @ down) @ up)
+        for i, unit in enumerate(bases.units):
+            down, up = components[index == i], components[index == i] * weights[index == i, None]
+            if unit.kind == "head":
+                matrix, offset = frames.head_projection(unit.layer, unit.head, down, means[i])
+                constant += offset @ up
+                heads.append(matrix @ up)
             else:
-                constant -= means[index] @ down @ up
-                blocks.append(down @ up)
+                constant -= means[i] @ down.T @ up
+                blocks.append(down.T @ up)
         if bases.kind == "O":
-            constant += adapter.scales.detach().double().to(device) @ means
-        self.constant = constant.to(own.heads)
-        self.heads = torch.cat(heads).to(own.heads) if heads else None
-        self.blocks = torch.stack(blocks).to(own.heads) if blocks else None
+            constant += lambdas @ means
+        self.kind, self.constant = bases.kind, constant.to(frames.head_frames)
+        self.heads = torch.cat(heads).to(self.constant) if heads else None
+        self.blocks = torch.stack(blocks).to(self.constant) if blocks else None
 
     def __call__(self, units: Units) -> Float[Tensor, "n d"]:
         if self.kind == "RD_Y":
             return units.output @ self.blocks[0] + self.constant
-        output = units.coordinates.flatten(1) @ self.heads + self.constant
+        output = units.head_coordinates.flatten(1) @ self.heads + self.constant
         if self.kind != "RD":
             return output
         return output + units.blocks[:, 0] + units.blocks[:, 1:].flatten(1) @ self.blocks.flatten(0, 1)
@@ -297,10 +281,14 @@ class _Transform:
 
 @dataclass(frozen=True, eq=False)
 class AlignedEncoder(Encoder):
-    """An encoder with a ResiDual on its units. Traced, it is the encoder that it was."""
+    """An encoder with a ResiDual on its units. Tracing it gives the units of the original encoder."""
 
     transform: _Transform
 
     def encode_image(self, pixels: Tensor) -> Float[Tensor, "n d"]:
         """Transformed outputs, not normalised. pixels: as `check_pixels` takes them."""
         return self.transform(trace(self, pixels)).to(self.dtype)
+
+    def with_model(self, model: nn.Module) -> Encoder:
+        """Raises TypeError: the ResiDual belongs to the weights it was attached to."""
+        raise TypeError(f"{self.name} carries a ResiDual for its own weights; take the encoder it was attached to")

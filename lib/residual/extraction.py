@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,27 +15,17 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 from tqdm.auto import tqdm
 
-from residual.data import Dataset, load_dataset
-from residual.encoders import Encoder
-from residual.hub import EncodedImages
+from residual.data.dataset import Dataset, load_dataset
+from residual.data.images import EncodedImages
+from residual.encoders.encoder import Encoder
+from residual.files import file_name, locked, write_bytes, write_tensors
 from residual.spectrum import Moments
-from residual.store import (
-    MANIFEST,
-    Manifest,
-    Shard,
-    StoredUnits,
-    StoreError,
-    damaged_files,
-    load_units,
-    locked,
-    read_manifest,
-    write_bytes,
-    write_tensors,
-)
-from residual.units import frames, trace
+from residual.store import FRAMES, MANIFEST, Manifest, Shard, StoredUnits, StoreError, load_units, read_manifest
+from residual.units import Units, head_frames, trace
 
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers")
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+SHARD = 4096  # images a file
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +37,7 @@ def extract(
     root: Path | str = "_build/units",
     coordinates: str | None = None,
     batch: int = 128,
-    shard: int = 4096,
+    shard: int = SHARD,
     precision: str = "float32",
     workers: int = 0,
     part: tuple[int, int] | None = None,
@@ -54,168 +45,214 @@ def extract(
 ) -> StoredUnits | None:
     """Stream a data set through an encoder once, and keep what the analysis needs.
 
-    dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the folder of all
-    extractions; this one has a folder of its own, named after all that it depends on.
-    coordinates: also keep every sample's coordinates, in "float16", "bfloat16" or "float32".
-    precision: of the forward pass, "float32" for the encoder's own, or "float16" or "bfloat16" by autocast, which keeps
-    norms and the residual stream in single precision; what that costs is told by `benchmarks/precision.py`.
-    batch: images a forward pass; halved where memory does not suffice. shard: images a file, the most that is
-    lost when a run is killed. workers: processes that decode images. part: (i, n) for every n-th shard from the i-th
-    on, so that n runs share the work, on one machine or many; None is returned, and a run without `part`
-    puts together what they left.
-    An extraction that is there already is checked and returned; a part of one is completed.
-    A second run on the same folder waits for the first. Raises ValueError for bad arguments,
-    StoreError where a folder holds something else, OSError when the disk is full.
+    dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the parent of all extractions; each has a
+    folder of its own, whose name holds a hash of everything it depends on.
+    coordinates: the precision in which every sample's coordinates are kept on disk, "float16", "bfloat16" or
+    "float32"; by default only moments are kept.
+    precision: of the forward pass, "float32" for the encoder's own, or "float16" or "bfloat16" by autocast, which
+    keeps norms and the residual stream in single precision; `benchmarks/precision.py` measures what that costs.
+    batch: images in a forward pass; halved when memory runs out. shard: images in a file, the most that an
+    interruption can cost. workers: processes that decode images. part: (i, n) for every n-th shard from the i-th
+    on, so that n runs share the work, on one machine or several; these return None, and a later run without `part`
+    merges their shards.
+    A finished extraction is checked and returned; an unfinished one is resumed; a second run on the same folder
+    waits for the first.
+    Raises ValueError for bad arguments, StoreError where a folder holds something else, OSError when the disk is full.
     """
-    if coordinates is not None and coordinates not in PRECISIONS:
-        raise ValueError(f"coordinates must be None or one of {list(PRECISIONS)}, not {coordinates!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {list(PRECISIONS)}, not {precision!r}")
-    if batch < 1 or shard < 1:
-        raise ValueError(f"batch and shard must be positive, not {batch} and {shard}")
+    options = _Options(batch, shard, coordinates, precision, workers)
     if part is not None and not 0 <= part[0] < part[1]:
         raise ValueError(f"part must be (i, n) with i from 0 to n - 1, not {part}")
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
-    wanted, folder = _place(encoder, data, root, coordinates, batch, shard, precision)
+    wanted, folder = _manifest_and_folder(encoder, data, root, options)
     folder.mkdir(parents=True, exist_ok=True)
-    own_name = MANIFEST if part is None else f"part-{part[0]}-of-{part[1]}.json"
-    with locked(folder / f".{own_name}.lock", str(folder)):
-        manifest = _resume(folder, wanted, own_name)
+    name = MANIFEST if part is None else f"part-{part[0]}-of-{part[1]}.json"
+    with locked(folder / f".{name}.lock", str(folder)):
+        state = _Progress(folder, name, _resume(folder, wanted, name))
         if part is None:
-            manifest = _gather(folder, manifest)
-        if part is None and not manifest.frames:
-            own = frames(encoder)
-            checksum = write_tensors(
-                folder / "frames.safetensors", {"heads": own.heads.cpu(), "constant": own.heads_constant.cpu()}
-            )
-            manifest = _record(folder, manifest, own_name, frames=checksum)
-        starts = range(0, len(data), shard)
-        kept = {s.file: s for s in manifest.shards}
-        done = sum(s.rows for s in manifest.shards)
-        label = f"{encoder.name} on {data.name}/{data.split}"
-        with tqdm(total=len(data), initial=done, desc=label, unit="image", disable=not progress) as bar:
-            for index, start in enumerate(starts):
-                name = f"shard-{index:05d}.safetensors"
-                if name in kept or (part is not None and index % part[1] != part[0]):
-                    continue
-                rows = range(start, min(start + shard, len(data)))
-                tensors = None
-                while tensors is None:
-                    try:
-                        tensors = _extract_shard(encoder, data, rows, batch, coordinates, precision, workers)
-                    except (torch.OutOfMemoryError, RuntimeError) as error:
-                        if batch == 1 or not _out_of_memory(error):
-                            raise
-                        batch //= 2
-                        log.warning("memory does not suffice; going on with batches of %d", batch)
-                        error = None  # its traceback holds the batch
-                        if encoder.device.type == "cuda":
-                            torch.cuda.empty_cache()
-                kept[name] = Shard(file=name, rows=len(rows), sha256=write_tensors(folder / name, tensors))
-                manifest = _record(folder, manifest, own_name, shards=tuple(kept[k] for k in sorted(kept)))
-                bar.update(len(rows))
-    return None if part is not None else load_units(folder, verify=False)
+            state.collect_parts()
+            state.write_frames(encoder)
+        selected = slice(None) if part is None else slice(part[0], None, part[1])
+        _fill(state, encoder, data, options, selected, progress)
+    return load_units(folder, verify=False) if part is None else None
 
 
-def extracted(
-    encoder: Encoder,
-    data: Dataset,
-    *,
-    root: Path | str,
-    coordinates: str | None,
-    batch: int = 128,
-    shard: int = 4096,
-    precision: str = "float32",
+def is_extracted(
+    encoder: Encoder, data: Dataset, *, root: Path | str, coordinates: str | None, batch: int, precision: str
 ) -> bool:
-    """Whether `extract` with the same arguments has been here and come to its end."""
-    _, folder = _place(encoder, data, root, coordinates, batch, shard, precision)
-    found = read_manifest(folder)
-    return found is not None and found.complete
+    """Whether `extract` with the same arguments has finished here."""
+    options = _Options(batch, SHARD, coordinates, precision)
+    manifest = read_manifest(_manifest_and_folder(encoder, data, root, options)[1])
+    return manifest is not None and manifest.complete
 
 
-def _place(
-    encoder: Encoder, data: Dataset, root: Path | str, coordinates: str | None, batch: int, shard: int, precision: str
-) -> tuple[Manifest, Path]:
-    """What an extraction is of, and its folder, which is named after that."""
-    wanted = _describe(encoder, data, coordinates, batch, shard, precision)
-    key = hashlib.sha256(wanted.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
-    parts = Path(encoder.name).name, data.name, data.split
-    return wanted, Path(root) / ("--".join(part.replace(":", "_").replace("/", "_") for part in parts) + f"--{key}")
+@dataclass(frozen=True)
+class _Options:
+    """See `extract`."""
+
+    batch: int
+    shard: int
+    coordinates: str | None
+    precision: str
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.coordinates is not None and self.coordinates not in PRECISIONS:
+            raise ValueError(f"coordinates must be None or one of {list(PRECISIONS)}, not {self.coordinates!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {list(PRECISIONS)}, not {self.precision!r}")
+        if self.batch < 1 or self.shard < 1:
+            raise ValueError(f"batch and shard must be positive, not {self.batch} and {self.shard}")
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-
-
-def _gather(folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest with the shards that runs on parts have left, each held against its checksum."""
-    shards = {shard.file: shard for shard in manifest.shards}
-    for path in sorted(folder.glob("part-*.json")):
-        found = read_manifest(folder, path.name)
-        if found is None or not found.same_run(manifest):
-            log.warning("%s cannot be read or is of another run; its shards are extracted again", path)
-            continue
-        bad = damaged_files(folder, found)
-        shards |= {shard.file: shard for shard in found.shards if shard.file not in bad and shard.file not in shards}
-    return manifest.model_copy(update={"shards": tuple(shards[name] for name in sorted(shards))})
-
-
-def _describe(
-    encoder: Encoder, data: Dataset, coordinates: str | None, batch: int, shard: int, precision: str
-) -> Manifest:
-    own = str(encoder.dtype).removeprefix("torch.")
-    return Manifest(
+def _manifest_and_folder(encoder: Encoder, data: Dataset, root: Path | str, options: _Options) -> tuple[Manifest, Path]:
+    """The manifest of a new extraction, and the folder named after it."""
+    dtype = str(encoder.dtype).removeprefix("torch.")
+    manifest = Manifest(
         encoder=encoder.name,
         family=encoder.family,
         weights=encoder.weights,
         weights_hash=encoder.weights_hash(),
         preprocessing_hash=encoder.preprocessing_hash(),
-        precision=own if precision == "float32" else f"{own}, {precision} by autocast",
+        precision=dtype if options.precision == "float32" else f"{dtype}, {options.precision} by autocast",
         layers=encoder.layers,
         heads=encoder.heads,
         dataset=data.name,
         split=data.split,
         dataset_hash=data.fingerprint(),
         count=len(data),
-        batch=batch,
-        shard=shard,
-        coordinates=coordinates,
+        batch=options.batch,
+        shard=options.shard,
+        coordinates=options.coordinates,
         versions={library: version(library) for library in LIBRARIES},
     )
+    key = hashlib.sha256(manifest.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
+    return manifest, Path(root) / file_name(Path(encoder.name).name, data.name, data.split, key)
 
 
-def _extract_shard(
-    encoder: Encoder, data: Dataset, rows: range, batch: int, coordinates: str | None, precision: str, workers: int
-) -> dict[str, Tensor]:
-    """Moments of one shard, and its coordinates with the samples' axis before their last."""
-    merged: dict[str, Moments] = {}
-    kept: dict[str, list[Tensor]] = {"heads": [], "blocks": [], "outputs": []}
-    stop = rows.start
-    for pixels in pixel_batches(encoder, data.images[rows.start : rows.stop].split(batch), workers):
-        start, stop = stop, stop + len(pixels)
-        with torch.autocast(encoder.device.type, PRECISIONS[precision], enabled=precision != "float32"):
-            units = trace(encoder, pixels)
-        if not all(value.isfinite().all() for value in (units.coordinates, units.blocks, units.output)):
-            raise ValueError(f"{encoder.name} gives NaN or infinity for images {start} to {stop - 1} of {data.name}")
-        for name, samples in (("heads", units.coordinates), ("blocks", units.blocks), ("output", units.output)):
-            own = Moments.of(samples)
-            merged[name] = merged[name].merge(own) if name in merged else own
-        if coordinates:
-            kept["heads"].append(units.coordinates.movedim(0, -2).to(PRECISIONS[coordinates]).cpu())
-            kept["blocks"].append(units.blocks.movedim(0, -2).to(PRECISIONS[coordinates]).cpu())
-            kept["outputs"].append(units.output.to(PRECISIONS[coordinates]).cpu())
-    tensors = {f"{name}.mean": own.mean for name, own in merged.items()}
-    tensors |= {f"{name}.scatter": own.scatter for name, own in merged.items()}
-    if coordinates:
-        tensors |= {name: torch.cat(parts, -2) for name, parts in kept.items()}
-        if not all(tensors[name].isfinite().all() for name in kept):
-            raise ValueError(f"coordinates of {encoder.name} overflow {coordinates}; use 'bfloat16' or 'float32'")
+def _resume(folder: Path, wanted: Manifest, name: str) -> Manifest:
+    """The manifest to resume from: the one on disk, without damaged files."""
+    for leftover in folder.glob("shard-*.partial") if name == MANIFEST else ():
+        leftover.unlink(missing_ok=True)
+    manifest = read_manifest(folder, name)
+    if manifest is None:
+        if (folder / name).exists():
+            log.warning("%s cannot be read or was altered; extracting again", folder / name)
+        return wanted
+    if not manifest.same_run(wanted):
+        raise StoreError(f"{folder} holds another extraction ({manifest.encoder} on {manifest.dataset}); move it away")
+    damaged = manifest.damaged_files(folder)
+    for file in damaged:
+        log.warning("%s is missing or damaged; extracting it again", folder / file)
+    return manifest.without(damaged)
+
+
+class _Progress:
+    """The manifest of an extraction, on disk after every change."""
+
+    def __init__(self, folder: Path, name: str, manifest: Manifest) -> None:
+        self.folder, self.name, self.manifest = folder, name, manifest
+
+    def record(self, **changes: object) -> None:
+        self.manifest = self.manifest.model_copy(update=changes).sealed()
+        write_bytes(self.folder / self.name, self.manifest.model_dump_json(indent=2).encode())
+
+    def add(self, *shards: Shard) -> None:
+        merged = {shard.file: shard for shard in (*shards, *self.manifest.shards)}
+        self.record(shards=tuple(merged[file] for file in sorted(merged)))
+
+    def collect_parts(self) -> None:
+        """Add the shards that runs with `part` wrote, after checking their checksums."""
+        for path in sorted(self.folder.glob("part-*.json")):
+            part = read_manifest(self.folder, path.name)
+            if part is None or not part.same_run(self.manifest):
+                log.warning("%s cannot be read or belongs to another run; its shards are extracted again", path)
+            else:
+                self.add(*part.without(part.damaged_files(self.folder)).shards)
+
+    def write_frames(self, encoder: Encoder) -> None:
+        if not self.manifest.frames:
+            frames = head_frames(encoder)
+            tensors = {"heads": frames.head_frames.cpu(), "constant": frames.head_constant.cpu()}
+            self.record(frames=write_tensors(self.folder / FRAMES, tensors))
+
+
+def _fill(
+    state: _Progress, encoder: Encoder, data: Dataset, options: _Options, selected: slice, progress: bool
+) -> None:
+    """Extract the shards that are missing, one after another."""
+    done, starts = {shard.file for shard in state.manifest.shards}, range(0, len(data), options.shard)
+    shards = {f"shard-{i:05d}.safetensors": start for i, start in enumerate(starts)}
+    label = f"{encoder.name} on {data.name}/{data.split}"
+    with tqdm(total=len(data), initial=state.manifest.rows, desc=label, unit="image", disable=not progress) as bar:
+        for file, start in list(shards.items())[selected]:
+            if file not in done:
+                rows = range(start, min(start + options.shard, len(data)))
+                tensors, options = _shard_that_fits(encoder, data, rows, options)
+                sha256 = write_tensors(state.folder / file, tensors)
+                state.add(Shard(file=file, rows=len(rows), sha256=sha256))
+                bar.update(len(rows))
+
+
+def _shard_that_fits(
+    encoder: Encoder, data: Dataset, rows: range, options: _Options
+) -> tuple[dict[str, Tensor], _Options]:
+    """A shard, and the options that worked: the batch is halved until it fits into memory."""
+    while True:
+        try:
+            return _shard(encoder, data, rows, options), options
+        except RuntimeError as error:
+            if options.batch == 1 or not _out_of_memory(error):
+                raise
+        options = replace(options, batch=options.batch // 2)
+        log.warning("out of memory; continuing with batches of %d", options.batch)
+        if encoder.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _shard(encoder: Encoder, data: Dataset, rows: range, options: _Options) -> dict[str, Tensor]:
+    """Moments of one shard, and its coordinates, in which the samples' axis comes before the last."""
+    samples: dict[str, list[Tensor]] = {"heads": [], "blocks": [], "outputs": []}
+
+    def batch_moments() -> Iterator[dict[str, Moments]]:
+        for units in _traced(encoder, data, rows, options):
+            if options.coordinates:
+                parts = units.head_coordinates.movedim(0, -2), units.blocks.movedim(0, -2), units.output
+                for name, part in zip(samples, parts, strict=True):
+                    samples[name].append(part.to(PRECISIONS[options.coordinates]).cpu())
+            named = ("heads", units.head_coordinates), ("blocks", units.blocks), ("output", units.output)
+            yield {name: Moments.of(part) for name, part in named}
+
+    moments = Moments.merge_all(batch_moments())
+    tensors = {f"{name}.mean": part.mean for name, part in moments.items()}
+    tensors |= {f"{name}.scatter": part.scatter for name, part in moments.items()}
+    if options.coordinates:
+        tensors |= {name: torch.cat(parts, -2) for name, parts in samples.items()}
+        if not all(tensors[name].isfinite().all() for name in samples):
+            reason = f"coordinates of {encoder.name} overflow {options.coordinates}; use 'bfloat16' or 'float32'"
+            raise ValueError(reason)
         tensors["labels"] = data.labels[rows.start : rows.stop]
     return {name: value.contiguous().cpu() for name, value in tensors.items()}
 
 
+def _traced(encoder: Encoder, data: Dataset, rows: range, options: _Options) -> Iterator[Units]:
+    """The units of some rows, batch by batch. Raises ValueError for NaN and infinity."""
+    stop, half = rows.start, options.precision != "float32"
+    parts = data.images[rows.start : rows.stop].split(options.batch)
+    for pixels in pixel_batches(encoder, parts, options.workers):
+        start, stop = stop, stop + len(pixels)
+        with torch.autocast(encoder.device.type, PRECISIONS[options.precision], enabled=half):
+            units = trace(encoder, pixels)
+        if not all(value.isfinite().all() for value in (units.head_coordinates, units.blocks, units.output)):
+            raise ValueError(f"{encoder.name} gives NaN or infinity for images {start} to {stop - 1} of {data.name}")
+        yield units
+
+
 def pixels_for(encoder: Encoder, images: Tensor | EncodedImages) -> Tensor:
-    """Images through the encoder's preprocessing; uint8 ones whose size fits, and pixels made by it, as they are."""
+    """Preprocessed images; uint8 images of the right size, and floats, which are preprocessed, stay as they are."""
     if not isinstance(images, Tensor):
         return torch.stack([encoder.preprocess(image) for image in images])
     if images.is_floating_point() or tuple(images.shape[2:]) == encoder.tower.image_size:
@@ -238,27 +275,3 @@ class _Batches(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         return pixels_for(self.encoder, self.parts[index])
-
-
-def _resume(folder: Path, wanted: Manifest, name: str) -> Manifest:
-    """The state to go on from: what is on disk, less what is damaged."""
-    for leftover in folder.glob("shard-*.partial") if name == MANIFEST else ():
-        leftover.unlink(missing_ok=True)
-    found = read_manifest(folder, name)
-    if found is None:
-        if (folder / name).exists():
-            log.warning("%s cannot be read or was altered; extracting anew", folder / name)
-        return wanted
-    if not found.same_run(wanted):
-        raise StoreError(f"{folder} holds another extraction ({found.encoder} on {found.dataset}); move it away")
-    bad = damaged_files(folder, found)
-    for file in bad:
-        log.warning("%s is missing or damaged; extracting it again", folder / file)
-    shards = tuple(shard for shard in found.shards if shard.file not in bad)
-    return found.model_copy(update={"shards": shards, "frames": "" if "frames.safetensors" in bad else found.frames})
-
-
-def _record(folder: Path, manifest: Manifest, name: str, **changes: object) -> Manifest:
-    manifest = manifest.model_copy(update=changes).sealed()
-    write_bytes(folder / name, manifest.model_dump_json(indent=2).encode())
-    return manifest

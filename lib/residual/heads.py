@@ -1,26 +1,139 @@
-"""Which of the factors that images were drawn from drives a head: shares of variance, and a null."""
+"""Every head of a stored set: its dimensions, its descriptions, and the factors that its variance comes from."""
 
 from __future__ import annotations
 
+import logging
 import math
+from itertools import product
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from residual.embedded import Factor
+from residual import dimension, spectrum, store
+from residual.data.dataset import Factor
+from residual.dimension import pca_dimension, subsampling_error, two_nn
+from residual.files import cache_key, code_key, read_state, write_state
+from residual.pursuit import (
+    Pursuit,
+    filter_dictionary,
+    leading_components,
+    omp,
+    somp_in_basis,
+    textspan_from_moments,
+)  # fmt: skip
+from residual.spectrum import isometry
 from residual.store import StoredUnits
 
 BINS = 8  # of equal count, for a factor that is a measure
 PLACES = 4  # a side, for a position
+SHUFFLES = 20  # of a factor's levels, for its null
+log = logging.getLogger(__name__)
+
+
+def head_dimensions(
+    units: StoredUnits, *, seed: int = 0, device: str | torch.device = "cpu", progress: bool = True
+) -> pd.DataFrame:
+    """L, N, their ratio and EVR1 of every head, in rows by layer and head (section 3.1).
+
+    `twonn_id_error` is N's standard error from random quarters of the images. device: where neighbours are found.
+    Finished layers are cached in the units' folder.
+    Raises StoreError if the extraction kept no coordinates.
+    """
+    spectra = units.head_pca()
+    evr = spectra.explained_variance_ratio
+    code = code_key(spectrum, dimension, store, head_dimensions)
+    key = cache_key(units.manifest.sealed().seal, torch.__version__, code)
+    path = units.folder / f"dimensions-{seed}-{key}.pt"
+    rows = (read_state(path) or {"rows": []})["rows"]
+    heads = list(product(*map(range, units.head_grid)))
+    label = f"dimension of the heads of {units.manifest.encoder}"
+    for layer, head in tqdm(heads[len(rows) :], desc=label, unit="head", disable=not progress):
+        samples = units.head_coordinates(layer, head).to(device)
+        linear, nonlinear = pca_dimension(spectra.eigenvalues[layer, head]), two_nn(samples)
+        error = subsampling_error(two_nn, samples, seed=seed)
+        rows.append((layer, head, linear, nonlinear, linear / nonlinear, float(evr[layer, head, 0]), error))
+        if head == units.manifest.heads - 1:
+            try:
+                write_state(path, {"rows": rows})
+            except OSError as reason:
+                log.warning("cannot save dimensions; they will be computed again next time: %s", reason)
+    names = ["layer", "head", "linear_id", "twonn_id", "ratio", "evr1", "twonn_id_error"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def layer_means(heads: pd.DataFrame) -> pd.DataFrame:
+    """Means over the heads of each layer, and their standard errors in columns `..._se` (Fig. 2).
+
+    The ratio is the mean of the heads' ratios, not the ratio of the means.
+    """
+    columns = ["linear_id", "twonn_id", "ratio", "evr1"]
+    groups = heads.groupby("layer")[columns]
+    return groups.mean().join(groups.sem().add_suffix("_se")).reset_index()
+
+
+def textspan_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, rank: int | None = None) -> Pursuit:
+    """TextSpan of every head, from moments: indices [l h k]. Memory is that of one layer."""
+    layers = enumerate(units.frames.head_frames)
+    return Pursuit.stack([
+        textspan_from_moments(units.head_moments[layer], dictionary, k, frame, rank) for layer, frame in layers
+    ])  # fmt: skip
+
+
+def omp_heads(
+    units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, component: int = 0, rank: int | None = None
+) -> Pursuit:
+    """OMP of one principal component of every head: indices [l h k] (OMP_1 and OMP_2 of section 3.2)."""
+    spectra = units.head_pca()
+    if not 0 <= component < (count := spectra.components.shape[-2]):
+        raise ValueError(f"component must be from 0 to {count - 1}, not {component}")
+    pursuits = []
+    for components, variances in zip(spectra.components.flatten(0, 1), spectra.eigenvalues.flatten(0, 1), strict=True):
+        words = dictionary.to(components)
+        if rank is not None:
+            words = filter_dictionary(words, leading_components(components, variances, rank))
+        pursuits.append(omp(components[component], words, k))
+    return Pursuit.stack(pursuits, units.head_grid)
+
+
+def somp_head(
+    units: StoredUnits,
+    layer: int,
+    head: int,
+    dictionary: Float[Tensor, "t d"],
+    k: int,
+    criterion: str = "l1",
+    rank: int | None = None,
+) -> Pursuit:
+    """SOMP of one head, centred, in isometric coordinates; without weights.
+
+    Raises StoreError if the extraction kept no coordinates, ValueError for an unknown criterion.
+    """
+    basis, _ = isometry(units.frames.head_frames[layer, head])
+    samples = units.head_coordinates(layer, head)
+    words = dictionary.to(samples)
+    if rank is not None:
+        spectra = units.head_pca()
+        leading = leading_components(spectra.components[layer, head], spectra.eigenvalues[layer, head], rank)
+        words = filter_dictionary(words, leading)
+    return somp_in_basis(samples - samples.mean(0), basis, words, k, criterion)
+
+
+def somp_heads(
+    units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, criterion: str = "l1", rank: int | None = None
+) -> Pursuit:
+    """`somp_head` of every head: indices [l h k]."""
+    heads = product(*map(range, units.head_grid))
+    return Pursuit.stack([somp_head(units, *head, dictionary, k, criterion, rank) for head in heads], units.head_grid)
 
 
 def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]]) -> dict[str, Int64[Tensor, "n"]]:
     """Each image's level of every factor, as an index.
 
     names: factor -> the columns of `factors` that make it up: {"position": ("x", "y")}. Named values
-    are levels as they are; measures are cut into bins of equal count; of two, every pair is a level.
+    are levels already; measures are cut into bins of equal count; of two columns, every pair is a level.
     Raises KeyError for an unknown column.
     """
     levels = {}
@@ -28,8 +141,8 @@ def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]])
         level = torch.zeros_like(factors[columns[0]].values, dtype=torch.long)
         for column in columns:
             factor, bins = factors[column], BINS if len(columns) == 1 else PLACES
-            own = factor.values.long() if factor.names else _bins(factor.values, bins)
-            level = level * (int(own.max()) + 1) + own
+            values = factor.values.long() if factor.names else _bins(factor.values, bins)
+            level = level * (int(values.max()) + 1) + values
         levels[name] = level.unique(return_inverse=True)[1]
     return levels
 
@@ -39,8 +152,8 @@ def variance_shares(
 ) -> tuple[Float64[Tensor, "k"], Float64[Tensor, "k"]]:
     """Share of each column's variance that lies between levels, and the columns' variances.
 
-    The share is epsilon squared: the correlation ratio, less what as many random levels explain on
-    average, so that it is about 0, and may be negative, where there is no effect. Zero for a column that does not vary.
+    The share is epsilon squared: the correlation ratio, corrected for what as many random levels explain on average.
+    Without an effect it is about 0, and may be negative. Zero for a column that does not vary.
     Source: Kelley (1935).
     """
     n, groups = len(values), int(levels.max()) + 1
@@ -64,47 +177,48 @@ def head_factors(units: StoredUnits, levels: dict[str, Int64[Tensor, "n"]]) -> t
     a factor over 20 shuffles of its levels, among all heads.
     Raises StoreError if the extraction kept no coordinates.
     """
-    spectra = units.head_pca()
-    ratios, shape = spectra.explained_variance_ratio, spectra.eigenvalues.shape
-    scores = torch.stack([units.head_scores(layer, head) for layer in range(shape[0]) for head in range(shape[1])], 1)
-    flat = scores.flatten(1)
+    ratios, grid = units.head_pca().explained_variance_ratio, list(product(*map(range, units.head_grid)))
+    scores = torch.stack([units.head_scores(*head) for head in grid], 1)
     components, heads = [], []
-    for factor, own in levels.items():
-        share = variance_shares(flat, own)[0].unflatten(0, shape)
-        whole = (share * ratios).sum(-1)
-        generator = torch.Generator().manual_seed(0)
-        shuffled = [variance_shares(flat, own[torch.randperm(len(own), generator=generator)])[0] for _ in range(20)]
-        null = max(float((one.unflatten(0, shape) * ratios).sum(-1).max()) for one in shuffled)
-        for layer in range(shape[0]):
-            for head in range(shape[1]):
-                heads.append((layer, head, factor, float(whole[layer, head]), null))
-                components += [
-                    (layer, head, k, float(ratios[layer, head, k]), factor, float(share[layer, head, k]))
-                    for k in range(shape[2])
-                ]
+    for factor, level in levels.items():
+        shares = _component_shares(scores, level, ratios.shape)
+        whole, null = (shares * ratios).sum(-1), _null_share(scores, level, ratios)
+        for at in grid:
+            heads.append((*at, factor, float(whole[at]), null))
+            explained = zip(ratios[at].tolist(), shares[at].tolist(), strict=True)
+            components += [(*at, k, ratio, factor, share) for k, (ratio, share) in enumerate(explained)]
     names = ["layer", "head", "component", "explained_variance_ratio", "factor", "share"]
-    return (
-        pd.DataFrame(components, columns=names),
-        pd.DataFrame(heads, columns=["layer", "head", "factor", "share", "null"]),
-    )
+    table = pd.DataFrame(heads, columns=["layer", "head", "factor", "share", "null"])
+    return pd.DataFrame(components, columns=names), table
+
+
+def _component_shares(scores: Tensor, level: Tensor, shape: tuple[int, ...]) -> Float64[Tensor, "l h k"]:
+    return variance_shares(scores.flatten(1), level)[0].unflatten(0, shape)
+
+
+def _null_share(scores: Float[Tensor, "n u k"], level: Tensor, ratios: Float64[Tensor, "l h k"]) -> float:
+    """The largest share of any head when the levels are shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    shuffled = (level[torch.randperm(len(level), generator=generator)] for _ in range(SHUFFLES))
+    return max(float((_component_shares(scores, levels, ratios.shape) * ratios).sum(-1).max()) for levels in shuffled)
 
 
 def specialisation(shares: pd.DataFrame) -> pd.DataFrame:
-    """For each head the factor that drives it, and how far it is given to one factor alone.
+    """For each head, the factor that drives it, and how specialised it is in one factor.
 
-    shares: as `head_factors` gives for heads. index: 1 less the entropy of the positive shares over
-    that of equal ones: 0 where all factors explain alike, 1 where one explains all. driver: the factor with the
-    largest share, or "none" where none is above its null; index is then missing.
+    shares: the heads' table of `head_factors`. index: 1 minus the entropy of the shares above their null, divided by
+    that of equal shares: 0 where all factors explain the same, 1 where one explains everything. driver: the factor with
+    the largest share, or "none" where none is above its null; index is then missing.
     """
     rows = []
-    for (layer, head), own in shares.groupby(["layer", "head"]):
-        real = own["share"].where(own["share"] > own["null"], 0.0).to_numpy()
+    for (layer, head), of_head in shares.groupby(["layer", "head"]):
+        real = of_head["share"].where(of_head["share"] > of_head["null"], 0.0).to_numpy()
         if real.sum() <= 0:
             rows.append((layer, head, "none", 0.0, math.nan))
             continue
         parts = real / real.sum()
         entropy = -sum(p * math.log(p) for p in parts if p > 0)
-        driver = own["factor"].iloc[int(real.argmax())]
+        driver = of_head["factor"].iloc[int(real.argmax())]
         rows.append((layer, head, driver, float(real.max()), 1 - entropy / math.log(len(parts))))
     return pd.DataFrame(rows, columns=["layer", "head", "driver", "share", "index"])
 

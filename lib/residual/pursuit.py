@@ -1,41 +1,51 @@
-"""Sparse decompositions of heads in the words of a dictionary: OMP, SOMP and TextSpan.
+"""Sparse decompositions in the words of a dictionary: OMP, SOMP and TextSpan.
 
-All three pick atoms (rows of the dictionary) one after another, and take what they explain out of
+All three pick atoms (rows of the dictionary) one after another, and remove what they explain from
 the signal. Their conventions are the same:
 
-- Atoms are used as they are, at their own length. Of atoms that score alike, to 1 part in 10^10, the first is picked.
+- Atoms keep their own length. If several score alike, to 1 part in 10^10, the first is picked.
 - An atom that is zero, or lies in the span of those picked before (a duplicate), is never picked. One
   shorter than a millionth of the longest counts as zero: filtering leaves rounding in place of zeros.
-- A pursuit ends before k where nothing is left to explain, or nothing to explain it with. Below a
-  millionth of the signal's length, what is left counts as nothing.
+- A pursuit ends before k when nothing is left to explain, or no atom is left to explain it. A remainder
+  below a millionth of the signal's length counts as nothing.
 
-TextSpan needs the covariance of the signal only, so that a whole encoder is described from moments.
+TextSpan needs the covariance of the signal only, so a whole encoder is described from moments.
+
+A signal along two of three atoms:
+
+>>> import torch
+>>> dictionary = torch.eye(3, dtype=torch.float64)
+>>> found = omp(torch.tensor([0.0, 4.0, 3.0], dtype=torch.float64), dictionary, k=3)
+>>> found.indices.tolist()  # the larger part first, and no third atom
+[1, 2]
+>>> [round(share, 2) for share in found.explained.tolist()]  # 16/25, and the rest
+[0.64, 1.0]
+>>> [round(weight, 6) for weight in found.weights.tolist()]
+[4.0, 3.0]
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from residual.spectrum import Moments, isometry
-from residual.store import StoredUnits
 
 CRITERIA = ("l1", "l2", "variance")
 NOTHING = 1e-12  # of the energy: a millionth of the length
 TIE = 1e-10
-NONE = -1  # in place of an atom, where a pursuit of one head among many ended before k
+NONE = -1  # in place of an atom, where the pursuit of one head among many ended before k
 
 
 @dataclass(frozen=True)
 class Pursuit:
     """The atoms that a pursuit picked, in order.
 
-    indices: rows of the dictionary; -1 fills up heads whose pursuit ended before others'.
+    indices: rows of the dictionary; -1 pads heads whose pursuit ended early.
     explained: share of the signal's energy that the atoms up to each one explain (from moments: of its variance).
     weights: coordinates of the signal over the picked atoms, by least squares; None from moments.
     """
@@ -44,48 +54,87 @@ class Pursuit:
     explained: Float64[Tensor, "... k"]
     weights: Float64[Tensor, "... k"] | None = None
 
+    def texts(self, dictionary: Sequence[str], *at: int) -> list[str]:
+        """The descriptions picked (for one head, at its indices), "" in place of padding."""
+        return [dictionary[i] if i >= 0 else "" for i in self.indices[at].tolist()]
+
+    @staticmethod
+    def stack(pursuits: list[Pursuit], shape: tuple[int, ...] | None = None) -> Pursuit:
+        """Several as one, with leading axes of the given shape; short ones are padded with NONE."""
+        k = max(one.indices.shape[-1] for one in pursuits)
+        parts = zip(*(_padded(one, k) for one in pursuits), strict=True)
+        indices, explained = (torch.stack(part) for part in parts)
+        shape = indices.shape[:1] if shape is None else shape
+        return Pursuit(indices.view(*shape, *indices.shape[1:]), explained.view(*shape, *explained.shape[1:]))
+
 
 def omp(vector: Tensor, dictionary: Tensor, k: int) -> Pursuit:
     """Orthogonal matching pursuit of one vector [d] over a dictionary [t d], with at most k atoms; weights [k].
 
     Raises ValueError for shapes that do not fit, k < 1, NaN or infinity.
-    Source: Pati, Rezaiifar & Krishnaprasad (1993); scikit-learn's picks are the same.
+    Source: Pati, Rezaiifar & Krishnaprasad (1993); scikit-learn picks the same atoms.
     """
     if vector.ndim != 1:
         raise ValueError(f"omp takes one vector [d], not {list(vector.shape)}; somp takes many")
-    found = somp(vector[None], dictionary, k, criterion="l2")
-    return Pursuit(found.indices, found.explained, found.weights[0])
+    result = somp(vector[None], dictionary, k, criterion="l2")
+    return Pursuit(result.indices, result.explained, result.weights[0])
 
 
 def somp(x: Tensor, dictionary: Tensor, k: int, criterion: str = "l1") -> Pursuit:
     """Simultaneous orthogonal matching pursuit of samples [n d] over a dictionary [t d]; weights [n k].
 
-    criterion: of an atom's inner products with the residual, the sum of magnitudes ("l1", the
-    paper's), the sum of squares ("l2") or their variance ("variance", TextSpan's). The samples are
-    not centred here. Keeps a matrix [t n] in single precision; picks are decided in double.
+    criterion: of an atom's inner products with the residual, the sum of magnitudes ("l1", the paper's), the sum of
+    squares ("l2") or the variance ("variance", TextSpan's). The samples are not centred here. Keeps a
+    matrix [t n] in single precision; atoms are chosen in double.
     Raises ValueError as `omp`, and for an unknown criterion.
     Source: Tropp, Gilbert & Strauss (2006); Algorithm 2 of the paper.
     """
-    _check(x, dictionary, k)
-    basis = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
-    picked, explained = _simultaneous(x.double(), basis, dictionary.to(x.device).double(), k, criterion)
-    chosen = dictionary.to(x.device)[picked].double()
-    return Pursuit(picked, explained, torch.linalg.lstsq(chosen.T, x.double().T).solution.T)
+    basis = torch.eye(x.shape[-1], dtype=torch.float64, device=x.device)
+    result = somp_in_basis(x.double(), basis, dictionary.to(x.device).double(), k, criterion)
+    return Pursuit(result.indices, result.explained, _weights(x, dictionary, result))
+
+
+def somp_in_basis(
+    samples: Float64[Tensor, "n r"],
+    basis: Float64[Tensor, "d r"],
+    dictionary: Float64[Tensor, "t w"],
+    k: int,
+    criterion: str = "l1",
+) -> Pursuit:
+    """`somp` of samples @ basis.T, where the basis has orthonormal columns; without weights.
+
+    Raises ValueError as `somp`.
+    """
+    _check(samples, dictionary, k, tuple(basis.shape))
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {list(CRITERIA)}, not {criterion!r}")
+    remainder, energy = _Remainder(samples, basis, dictionary, criterion), samples.square().sum()
+    picked, explained = [], []
+    while len(picked) < k and (row := remainder.best_atom()) is not None:
+        axis, scores = remainder.next_axis(row)
+        before, gain = sum(explained[-1:]), scores.square().sum() / energy
+        if not gain > NOTHING or not 1 - before > NOTHING:
+            break
+        picked.append(row)
+        explained.append(before + gain)
+        remainder.remove(row, axis, scores)
+    if not picked:
+        return Pursuit(torch.empty(0, dtype=torch.long, device=samples.device), energy.new_empty(0))
+    return Pursuit(torch.stack(picked), torch.stack(explained))
 
 
 def textspan(x: Tensor, dictionary: Tensor, k: int) -> Pursuit:
     """TextSpan of samples [n d] over a dictionary [t d]; weights [n k] over the atoms as they were given.
 
-    Picks by the variance of inner products, and takes what is explained out of the samples and of the
+    Picks by the variance of inner products, and removes what is explained from the samples and from the
     dictionary both. `explained` is of the variance.
     Raises ValueError as `omp`, and with fewer than two samples.
     Source: Gandelsman et al. (2024); Algorithm 1 of the paper. Filter the dictionary first, as
     they do, with `filter_dictionary`.
     """
-    _check(x, dictionary, k)
-    found = textspan_from_moments(Moments.of(x), dictionary.to(x.device), k)
-    chosen = dictionary.to(x.device)[found.indices].double()
-    return Pursuit(found.indices, found.explained, torch.linalg.lstsq(chosen.T, x.double().T).solution.T)
+    _check(x, dictionary, k, (x.shape[-1], x.shape[-1]))
+    result = textspan_from_moments(Moments.of(x), dictionary.to(x.device), k)
+    return Pursuit(result.indices, result.explained, _weights(x, dictionary, result))
 
 
 def textspan_from_moments(
@@ -98,12 +147,9 @@ def textspan_from_moments(
     """TextSpan from the moments of one or many heads at once.
 
     frame: the samples are c @ frame, and the moments those of c, as in `pca_from_moments`.
-    rank: filter the dictionary to each head's leading components.
+    rank: filter the dictionary to this many leading components of each head. Raises ValueError as `omp`.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    covariance = moments.covariance
-    dictionary = dictionary.to(covariance)
+    covariance, dictionary = moments.covariance, dictionary.to(moments.mean)
     if frame is None:
         basis = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
     else:
@@ -111,83 +157,21 @@ def textspan_from_moments(
         covariance = factor @ covariance @ factor.mT
     if basis.shape[-2] != dictionary.shape[1]:
         raise ValueError(f"the heads live in R^{basis.shape[-2]}, the dictionary in R^{dictionary.shape[1]}")
-    # All heads' bases side by side in one product: half the time of a batch of products.
-    atoms = torch.tensordot(dictionary, basis, ([1], [-2])).movedim(0, -2)
+    shape = covariance.shape[:-2]
+    bases, spectra = basis.expand(*shape, *basis.shape[-2:]), torch.linalg.eigh(covariance)
+    heads = zip(*(part.reshape(-1, *part.shape[len(shape) :]) for part in (bases, *spectra)), strict=True)
+    return Pursuit.stack([_textspan_of_spectrum(*head, dictionary, k, rank) for head in heads], shape)
+
+
+def _textspan_of_spectrum(
+    basis: Tensor, eigenvalues: Tensor, vectors: Tensor, dictionary: Tensor, k: int, rank: int | None
+) -> Pursuit:
+    """TextSpan of one head: SOMP of a square root of its covariance, which has the same inner products' variances."""
+    root = eigenvalues.clamp(min=0).sqrt()[:, None] * vectors.mT
     if rank is not None:
-        spectrum = torch.linalg.eigh(covariance)
-        leading = _varying(spectrum.eigenvectors.mT.flip(-2), spectrum.eigenvalues.flip(-1), rank)
-        atoms = atoms @ leading.mT @ leading
-
-    def products(rows: Tensor) -> Tensor:
-        if rank is None:
-            return dictionary[rows] @ dictionary.mT
-        own = atoms.gather(-2, rows[..., None, None].expand(*rows.shape, 1, atoms.shape[-1]))
-        return (atoms @ own.mT)[..., 0]
-
-    lengths = dictionary.square().sum(1) if rank is None else atoms.square().sum(-1)
-    return _deflate(covariance, atoms, lengths.expand(atoms.shape[:-1]), products, k)
-
-
-def textspan_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, rank: int | None = None) -> Pursuit:
-    """TextSpan of every head, from moments: indices [l h k]. A layer at a time, for memory's sake."""
-    layers = []
-    for layer, frame in enumerate(units.frames.heads):
-        own = Moments(units.heads.count, units.heads.mean[layer], units.heads.scatter[layer])
-        layers.append(textspan_from_moments(own, dictionary, k, frame, rank))
-    return _stack(layers)
-
-
-def omp_heads(
-    units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, component: int = 0, rank: int | None = None
-) -> Pursuit:
-    """OMP of one principal component of every head: indices [l h k] (OMP_1 and OMP_2 of section 3.2)."""
-    spectra = units.head_pca()
-    components = spectra.components
-    if not 0 <= component < components.shape[-2]:
-        raise ValueError(f"component must be from 0 to {components.shape[-2] - 1}, not {component}")
-    found = []
-    for own, variances in zip(components.flatten(0, 1), spectra.eigenvalues.flatten(0, 1), strict=True):
-        words = dictionary.to(own)
-        words = words if rank is None else filter_dictionary(words, _varying(own, variances, rank))
-        found.append(omp(own[component], words, k))
-    return _stack(found, components.shape[:2])
-
-
-def somp_head(
-    units: StoredUnits,
-    layer: int,
-    head: int,
-    dictionary: Float[Tensor, "t d"],
-    k: int,
-    criterion: str = "l1",
-    rank: int | None = None,
-) -> Pursuit:
-    """SOMP of one head, centred, in isometric coordinates; without weights.
-
-    Raises StoreError if the extraction kept no coordinates.
-    """
-    basis, _ = isometry(units.frames.heads[layer, head])
-    samples = units.head_coordinates(layer, head)
-    samples = samples - samples.mean(0)
-    words = dictionary.to(samples)
-    if rank is not None:
-        spectra = units.head_pca()
-        words = filter_dictionary(
-            words, _varying(spectra.components[layer, head], spectra.eigenvalues[layer, head], rank)
-        )
-    _check(samples, words @ basis, k)
-    return Pursuit(*_simultaneous(samples, basis, words, k, criterion))
-
-
-def somp_heads(
-    units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, criterion: str = "l1", rank: int | None = None
-) -> Pursuit:
-    """`somp_head` of every head: indices [l h k]."""
-    grid = units.frames.heads.shape[:2]
-    found = [
-        somp_head(units, layer, head, dictionary, k, criterion, rank) for layer, head in product(*map(range, grid))
-    ]
-    return _stack(found, grid)
+        leading = leading_components(vectors.mT.flip(0), eigenvalues.flip(0), rank)
+        dictionary = filter_dictionary(dictionary, leading @ basis.mT)
+    return somp_in_basis(root, basis, dictionary, k, "l2")
 
 
 def agreement(
@@ -201,8 +185,8 @@ def agreement(
     """
     unit = torch.nn.functional.normalize(encodings.to(textspan.device).double(), dim=1)
     scores = []
-    for own in textspan:
-        cosines = unit[own[own >= 0]] @ unit.T
+    for atoms in textspan:
+        cosines = unit[atoms[atoms >= 0]] @ unit.T
         mean, spread = cosines.mean(), cosines.std()
         scores.append(torch.stack([(cosines[:, picked[picked >= 0]].mean() - mean) / spread for picked in other]))
     return torch.stack(scores)
@@ -213,113 +197,68 @@ def filter_dictionary(dictionary: Float[Tensor, "t d"], components: Float[Tensor
     return (dictionary @ components.mT.to(dictionary)) @ components.to(dictionary)
 
 
-def _varying(components: Tensor, eigenvalues: Tensor, rank: int) -> Tensor:
-    """The leading components; those along which nothing varies, which are arbitrary, are zero."""
+def leading_components(
+    components: Float[Tensor, "... c d"], eigenvalues: Float[Tensor, "... c"], rank: int
+) -> Float[Tensor, "... r d"]:
+    """The first `rank` components; those along which nothing varies, which are arbitrary, are zero."""
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
     varies = eigenvalues > NOTHING * eigenvalues[..., :1]
     return (components * varies[..., None])[..., :rank, :]
 
 
-def _simultaneous(samples: Tensor, basis: Tensor, dictionary: Tensor, k: int, criterion: str) -> tuple[Tensor, Tensor]:
-    """SOMP of samples @ basis.T, with samples [n r] and orthonormal columns of basis [d r].
+class _Remainder:
+    """Samples and atoms of `somp_in_basis` without their parts along the atoms picked so far.
 
     The inner products [t n] of atoms and residual are kept in single precision, to find the atoms
     that may be best; these are scored again in double.
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {list(CRITERIA)}, not {criterion!r}")
-    atoms = dictionary @ basis
-    energy = samples.square().sum()
-    products = atoms.float() @ samples.float().T
-    # Bound on what rounding to single precision does to a score of l1; the others' are compared by their roots.
-    lengths = samples.norm(dim=1)
-    root = {"l1": lengths.sum(), "l2": lengths.norm(), "variance": lengths.norm() / max(1, len(samples) - 1) ** 0.5}
-    margin = 64 * torch.finfo(torch.float32).eps * atoms.norm(dim=1).max() * root[criterion]
-    left = length = dictionary.square().sum(1)
-    along, onto = atoms.new_empty(len(atoms), 0), atoms.new_empty(len(samples), 0)  # atoms and samples on picked axes
-    picked, explained = [], []
-    while len(picked) < k:
-        free = (left > NOTHING * length) & (length > NOTHING * length.max())
-        screened = _score(products, criterion).double().masked_fill(~free, -torch.inf)
-        rows = (screened >= screened.max() - margin).logical_and(free).nonzero()[:, 0]
+
+    def __init__(self, samples: Tensor, basis: Tensor, dictionary: Tensor, criterion: str) -> None:
+        self.samples, self.basis, self.dictionary, self.criterion = samples, basis, dictionary, criterion
+        self.atoms = dictionary @ basis
+        self.products = self.atoms.float() @ samples.float().T
+        # Bound on what rounding to single precision does to a score; squares are compared by their roots.
+        norms, count = samples.norm(dim=1), max(1, len(samples) - 1)
+        root = {"l1": norms.sum(), "l2": norms.norm(), "variance": norms.norm() / count**0.5}[criterion]
+        self.margin = 64 * torch.finfo(torch.float32).eps * self.atoms.norm(dim=1).max() * root
+        self.left = self.length = dictionary.square().sum(1)  # squared, of atoms beside the picked axes, and whole
+        self.along = self.atoms.new_empty(len(self.atoms), 0)  # atoms on the picked axes
+        self.onto = self.atoms.new_empty(len(samples), 0)  # samples on the picked axes
+
+    def best_atom(self) -> Tensor | None:
+        free = (self.left > NOTHING * self.length) & (self.length > NOTHING * self.length.max())
+        screened = self._score(self.products).double().masked_fill(~free, -torch.inf)
+        rows = (screened >= screened.max() - self.margin).logical_and(free).nonzero()[:, 0]
         if len(rows) == 0:
-            break
-        exact = torch.cat(
-            [_score(atoms[part] @ samples.T - along[part] @ onto.T, criterion) for part in rows.split(256)]
-        )
-        row = rows[_first_of_best(exact)]
-        axis = (dictionary @ dictionary[row] - along @ along[row]) / left[row].sqrt()
-        direction = dictionary[row] @ basis
-        share = samples @ direction - onto @ along[row]
-        share = share / left[row].sqrt()
-        rest = 1 - sum(explained[-1:])
-        gain = share.square().sum() / energy
-        if not gain > NOTHING or not rest > NOTHING:
-            break
-        picked.append(row)
-        explained.append(sum(explained[-1:]) + gain)
-        products.addr_(axis.float(), share.float(), alpha=-1)
-        along, onto = torch.cat([along, axis[:, None]], 1), torch.cat([onto, share[:, None]], 1)
-        left = (left - axis.square()).clamp(min=0)
-        left[row] = 0
-    if not picked:
-        return torch.empty(0, dtype=torch.long, device=samples.device), energy.new_empty(0)
-    return torch.stack(picked), torch.stack(explained)
+            return None
+        parts = (self.atoms[part] @ self.samples.T - self.along[part] @ self.onto.T for part in rows.split(256))
+        return rows[_first_of_best(torch.cat([self._score(part) for part in parts]))]
+
+    def next_axis(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """The dictionary [t] and the samples [n] along the part of an atom that is orthogonal to the picked axes."""
+        atom, length = self.dictionary[row], self.left[row].sqrt()
+        axis = (self.dictionary @ atom - self.along @ self.along[row]) / length
+        return axis, (self.samples @ (atom @ self.basis) - self.onto @ self.along[row]) / length
+
+    def remove(self, row: Tensor, axis: Tensor, scores: Tensor) -> None:
+        self.products.addr_(axis.float(), scores.float(), alpha=-1)
+        self.along = torch.cat([self.along, axis[:, None]], 1)
+        self.onto = torch.cat([self.onto, scores[:, None]], 1)
+        self.left = (self.left - axis.square()).clamp(min=0)
+        self.left[row] = 0
+
+    def _score(self, products: Tensor) -> Tensor:
+        """Of inner products [t n]. Squares are given by their roots, which rank the same."""
+        if self.criterion == "variance":
+            return products.std(1) if products.shape[1] > 1 else products.new_zeros(len(products))
+        return torch.linalg.vector_norm(products, 1 if self.criterion == "l1" else 2, dim=1)
 
 
-def _score(products: Tensor, criterion: str) -> Tensor:
-    """Of inner products [t n]. Squares are given by their roots, which rank the same."""
-    if criterion == "variance":
-        return products.std(1) if products.shape[1] > 1 else products.new_zeros(len(products))
-    return torch.linalg.vector_norm(products, 1 if criterion == "l1" else 2, dim=1)
-
-
-def _deflate(
-    covariance: Float64[Tensor, "... r r"],
-    atoms: Float64[Tensor, "... t r"],
-    lengths: Float64[Tensor, "... t"],
-    products: Callable[[Tensor], Tensor],
-    k: int,
-) -> Pursuit:
-    """TextSpan of many heads: the dictionary is made orthogonal to every picked atom.
-
-    atoms: projected on each head's basis. lengths: squared, in the dictionary's own space.
-    products: inner products [... t] of all atoms with one for each head.
-    """
-    scores = ((atoms @ covariance) * atoms).sum(-1)
-    total = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-    left, done = lengths, torch.zeros_like(total)
-    along = atoms.new_empty(*atoms.shape[:-1], 0)  # atoms on the picked axes
-    axes = atoms.new_empty(*atoms.shape[:-2], 0, atoms.shape[-1])
-    indices, explained = [], []
-    while len(indices) < k:
-        free = (left > NOTHING * lengths) & (lengths > NOTHING * lengths.amax(-1, keepdim=True))
-        row = _first_of_best(scores.masked_fill(~free, -1))
-        length = left.gather(-1, row[..., None])[..., 0]
-        own = atoms.gather(-2, row[..., None, None].expand(*row.shape, 1, atoms.shape[-1]))
-        before = along.gather(-2, row[..., None, None].expand(*row.shape, 1, along.shape[-1]))
-        unit = length.clamp(min=torch.finfo(torch.float64).tiny).sqrt()[..., None]
-        axis = (own - before @ axes)[..., 0, :] / unit
-        onto = (products(row) - (along @ before.mT)[..., 0]) / unit
-        turned = (covariance @ axis[..., None])[..., 0]
-        gain = (axis * turned).sum(-1)
-        live = free.any(-1) & (gain > NOTHING * total) & (total - done > NOTHING * total)
-        if not live.any():
-            break
-        axis, onto, gain = axis * live[..., None], onto * live[..., None], gain * live
-        mixed = (atoms @ turned[..., None])[..., 0] - (along @ (axes @ turned[..., None]))[..., 0]
-        scores = (scores - 2 * onto * mixed + onto.square() * gain[..., None]).where(live[..., None], scores)
-        left = (left - onto.square()).clamp(min=0)
-        left = left.scatter(-1, row[..., None], left.gather(-1, row[..., None]).where(~live[..., None], 0))
-        along, axes = torch.cat([along, onto[..., None]], -1), torch.cat([axes, axis[..., None, :]], -2)
-        done = done + gain
-        indices.append(row.where(live, NONE))
-        explained.append(done / total.where(total > 0, 1))
-    if not indices:
-        empty = (*total.shape, 0)
-        return Pursuit(torch.empty(empty, dtype=torch.long, device=total.device), total.new_empty(empty))
-    return Pursuit(torch.stack(indices, -1), torch.stack(explained, -1))
+def _weights(x: Tensor, dictionary: Tensor, result: Pursuit) -> Float64[Tensor, "n k"]:
+    """Samples over the picked atoms, by least squares."""
+    chosen = dictionary.to(x.device)[result.indices].double()
+    return torch.linalg.lstsq(chosen.T, x.double().T).solution.T
 
 
 def _first_of_best(scores: Tensor) -> Tensor:
@@ -327,25 +266,17 @@ def _first_of_best(scores: Tensor) -> Tensor:
     return (scores >= best - TIE * best.abs()).int().argmax(-1)
 
 
-def _stack(found: list[Pursuit], shape: tuple[int, ...] | None = None) -> Pursuit:
-    """Of equal shape but for k; where some end early, the others' k stands and NONE fills up."""
-    longest = max(one.indices.shape[-1] for one in found)
-    parts = zip(*(_pad(one.indices, one.explained, longest) for one in found), strict=True)
-    indices, explained = (torch.stack(part) for part in parts)
-    shape = shape or indices.shape[:1]
-    return Pursuit(indices.unflatten(0, shape), explained.unflatten(0, shape))
-
-
-def _pad(indices: Tensor, explained: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _padded(result: Pursuit, k: int) -> tuple[Tensor, Tensor]:
+    indices, explained = result.indices, result.explained
     missing = (*indices.shape[:-1], k - indices.shape[-1])
     last = explained[..., -1:].expand(missing) if explained.shape[-1] else explained.new_zeros(missing)
     return torch.cat([indices, indices.new_full(missing, NONE)], -1), torch.cat([explained, last], -1)
 
 
-def _check(x: Tensor, dictionary: Tensor, k: int) -> None:
+def _check(x: Tensor, dictionary: Tensor, k: int, basis: tuple[int, ...]) -> None:
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    if x.ndim != 2 or dictionary.ndim != 2 or x.shape[1] != dictionary.shape[1]:
+    if not (x.ndim == dictionary.ndim == 2 and (dictionary.shape[1], x.shape[1]) == basis):
         raise ValueError(f"samples [n d] and a dictionary [t d], not {list(x.shape)} and {list(dictionary.shape)}")
     if len(x) == 0 or len(dictionary) == 0:
         raise ValueError(f"{len(x)} samples and {len(dictionary)} atoms: there must be at least one of each")

@@ -1,4 +1,4 @@
-"""How well encodings tell classes apart, whole or by some heads alone: against texts, and by their neighbours."""
+"""Accuracy of encodings, whole or of some heads alone (section 4.1): zero-shot, and by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from residual.data import Dataset
-from residual.encoders import Encoder
+from residual.data.dataset import Dataset
+from residual.encoders.encoder import Encoder
 from residual.extraction import pixels_for
 from residual.store import StoredUnits
 
@@ -41,9 +40,9 @@ def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> 
     Raises ValueError for an encoder without a text tower, a single class, and names that repeat.
     """
     if len(dataset.classes) < 2:
-        raise ValueError(f"{dataset.name} has one class, {dataset.classes[0]!r}: there is nothing to tell apart")
+        raise ValueError(f"{dataset.name} has one class, {dataset.classes[0]!r}; classification needs at least two")
     if repeated := sorted({name for name in dataset.classes if dataset.classes.count(name) > 1}):
-        raise ValueError(f"{dataset.name}: class names {repeated[:5]} repeat; give each class a name of its own")
+        raise ValueError(f"{dataset.name}: class names {repeated[:5]} repeat; give each class a different name")
     texts = [template.format(name) for name in dataset.classes for template in dataset.templates]
     encodings = encode_texts(encoder, texts, batch=batch).unflatten(0, (-1, len(dataset.templates)))
     return F.normalize(encodings.mean(1), dim=1)
@@ -57,17 +56,17 @@ def score_units(
     labels: Int64[Tensor, "n"] | None = None,
     seed: int = 0,
 ) -> Float64[Tensor, "l h"]:
-    """A score of every head, by which `select_top` chooses (section 4.1).
+    """A score for every head, by which `select_top` chooses (section 4.1).
 
     method: "U" Pearson's correlation of head and output over the d dimensions, averaged over images; "U|T" the
-    same after projecting both on the span of the class encodings; "S" the head's own zero-shot
-    accuracy; "R" at random, by `seed`. The optimised weights, O, are trained: see `residual.alignment`.
-    units: extracted with coordinates. classes: normalised, for "U|T" and "S". labels: for "S", if not the units' own.
+    same after projecting both on the span of the class encodings; "S" the zero-shot accuracy of the
+    head alone; "R" random scores from `seed`. The optimised weights, O, are trained: see `residual.alignment`.
+    units: extracted with coordinates. classes: normalised, for "U|T" and "S". labels: for "S", in place of the units'.
     Raises ValueError for an unknown method, or without the classes it needs.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
-    shape = units.manifest.layers, units.manifest.heads
+    shape = units.head_grid
     if method == "R":
         return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     if method != "U" and classes is None:
@@ -78,11 +77,11 @@ def score_units(
         span = _span(classes.double().cpu())
         output = output @ span.T @ span
     for layer, head in product(*map(range, shape)):
-        own = units.head_outputs(layer, head)
+        samples = units.head_outputs(layer, head)
         if method == "S":
-            scores[layer, head], _ = zero_shot_accuracy(own, classes.to(own), labels)
+            scores[layer, head], _ = zero_shot_accuracy(samples, classes.to(samples), labels)
         else:
-            scores[layer, head] = _pearson(own @ span.T @ span if method == "U|T" else own, output).mean()
+            scores[layer, head] = _pearson(samples @ span.T @ span if method == "U|T" else samples, output).mean()
     return scores
 
 
@@ -96,21 +95,21 @@ def select_top(scores: Float[Tensor, "l h"], k: int) -> Bool[Tensor, "l h"]:
     return torch.zeros(scores.numel(), dtype=torch.bool).index_fill(0, order[:k].cpu(), True).view(scores.shape)
 
 
-def ablate(units: StoredUnits, kept: Bool[Tensor, "l h"], means: StoredUnits | None = None) -> Float[Tensor, "n d"]:
-    """The output with nothing but the kept heads (Eq. 5).
+def ablate(units: StoredUnits, selected: Bool[Tensor, "l h"], means: StoredUnits | None = None) -> Float[Tensor, "n d"]:
+    """The output of the selected heads alone (Eq. 5).
 
-    means: replace every other unit, X0 and MLPs too, by its mean over these units' images, where by
-    default it is zero. Raises ValueError if kept does not match the heads.
+    means: every other unit, X0 and MLPs included, is replaced by its mean over these units' images; by
+    default it is zero. Raises ValueError if `selected` does not match the heads.
     """
-    shape = units.manifest.layers, units.manifest.heads
-    if tuple(kept.shape) != shape:
-        raise ValueError(f"kept must have shape {list(shape)}, a value for each head, not {list(kept.shape)}")
-    total = torch.zeros(units.manifest.count, units.output.mean.shape[-1], dtype=torch.float64)
-    for layer, head in kept.nonzero().tolist():
+    shape = units.head_grid
+    if tuple(selected.shape) != shape:
+        raise ValueError(f"selected must have shape {list(shape)}, a value for each head, not {list(selected.shape)}")
+    total = torch.zeros(units.manifest.count, units.output_moments.mean.shape[-1], dtype=torch.float64)
+    for layer, head in selected.nonzero().tolist():
         total += units.head_outputs(layer, head)
     if means is not None:
         heads = means.head_pca().mean.double()
-        total += (heads * ~kept[..., None]).sum((0, 1)) + means.blocks.mean.double().sum(0)
+        total += (heads * ~selected[..., None]).sum((0, 1)) + means.block_moments.mean.double().sum(0)
     return total.float()
 
 
@@ -129,14 +128,14 @@ def _span(vectors: Float[Tensor, "c d"]) -> Float[Tensor, "r d"]:
 def zero_shot_accuracy(
     outputs: Float[Tensor, "n d"], classes: Float[Tensor, "c d"], labels: Int64[Tensor, "n"]
 ) -> tuple[float, float]:
-    """Share of images whose nearest class encoding by cosine is their own, and its standard error.
+    """Share of images whose nearest class encoding by cosine is that of their class, and its standard error.
 
     Raises ValueError for a single class, no image, and labels out of range.
     """
     if len(outputs) != len(labels) or len(outputs) == 0:
         raise ValueError(f"{len(outputs)} outputs and {len(labels)} labels")
     if len(classes) < 2:
-        raise ValueError(f"{len(classes)} class: there is nothing to tell apart")
+        raise ValueError(f"{len(classes)} class; classification needs at least two")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, with {len(classes)} classes")
     hits = (outputs.to(classes) @ classes.T).argmax(1) == labels.to(classes.device)
@@ -150,15 +149,17 @@ def knn_accuracy(
     *,
     neighbours: int = 10,
 ) -> tuple[float, float]:
-    """Share of test images named by their nearest training images, and its standard error.
+    """Share of test images classified correctly by their nearest training images, and its standard error.
 
-    Neighbours by cosine, each with a vote of 1 / distance.
+    Neighbours are by cosine; each votes with weight 1 / distance.
     """
+    from sklearn.neighbors import KNeighborsClassifier
+
     if len(train[0]) < neighbours:
         raise ValueError(f"{len(train[0])} training images, fewer than neighbours={neighbours}")
     model = KNeighborsClassifier(neighbours, weights="distance", metric="cosine")
     (seen, known), (outputs, labels) = ([value.cpu().numpy() for value in pair] for pair in (train, test))
-    with warnings.catch_warnings():  # many classes, few images each: that is meant
+    with warnings.catch_warnings():  # many classes of few images are expected
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         share = float(model.fit(seen, known).score(outputs, labels))
     return share, (share * (1 - share) / len(labels)) ** 0.5

@@ -1,8 +1,10 @@
-"""Moments that merge, the PCA of units from them, and how alike two spectra are."""
+"""Moments that can be merged, the PCA of units from moments, and the similarity of two spectra."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 class Moments:
     """Count, mean and scatter (sum of outer products of deviations) of samples in R^k.
 
-    Any leading axes `...` (units, layers, heads) are kept apart. Always double precision.
+    Leading axes `...` (units, layers, heads) are separate. Always in double precision.
     """
 
     count: int
@@ -41,6 +43,15 @@ class Moments:
         gap = other.mean - self.mean
         between = gap[..., :, None] * gap[..., None, :] * (self.count * other.count / count)
         return Moments(count, self.mean + gap * (other.count / count), self.scatter + other.scatter + between)
+
+    @staticmethod
+    def merge_all(parts: Iterable[dict[str, Moments]]) -> dict[str, Moments]:
+        """Moments of all parts together, name by name; the parts are consumed one after another."""
+        return functools.reduce(lambda a, b: {name: a[name].merge(b[name]) for name in a}, parts)
+
+    def __getitem__(self, index: int) -> Moments:
+        """The moments at an index of the first leading axis."""
+        return Moments(self.count, self.mean[index], self.scatter[index])
 
     @property
     def covariance(self) -> Float64[Tensor, "... k k"]:
@@ -71,7 +82,7 @@ class PCA:
 def pca(x: Float[Tensor, "n d"]) -> PCA:
     """PCA of samples by SVD in double precision; min(n, d) components, at least in single precision.
 
-    Variance that the samples' own rounding can make counts as none.
+    Variance that could come from rounding of the samples counts as none.
     Raises ValueError with fewer than 2 samples, or with NaN or infinity.
     """
     x = torch.as_tensor(x)
@@ -121,38 +132,35 @@ def principal_angles(a: Float[Tensor, "k d"], b: Float[Tensor, "m d"]) -> Float6
 
 
 def spectral_cosine(
-    a: Tensor,
-    b: Tensor,
-    weights_a: Tensor | None = None,
-    weights_b: Tensor | None = None,
-    *,
-    choose: str = "weighted",
+    a: Tensor, b: Tensor, weights_a: Tensor | None = None, weights_b: Tensor | None = None, *, choose: str = "weighted"
 ) -> float:
     """Normalised spectral cosine similarity of two sets of directions, from 0 to 1.
 
-    a, b: directions in rows, [k d] and [m d]; their lengths do not matter, nor their signs. weights_a [k], weights_b
-    [m]: not negative, 1 where none are given; the paper's figures use eigenvalues.
-    choose: what pairs are chosen by, one after another: the "weighted" cosine, as in the figures, or
-    the "cosine" alone, as Eq. 3 reads. Of pairs that tie, the one with the smallest sum of indices goes first.
+    a, b: directions in rows, [k d] and [m d]; their lengths and signs do not matter. weights_a [k], weights_b [m]:
+    not negative, 1 by default; the paper's figures use eigenvalues.
+    choose: pairs are chosen one after another, by the "weighted" cosine, as in the figures, or by the "cosine" alone,
+    as Eq. 3 reads. Of pairs that tie, the one with the smallest sum of indices goes first.
     Raises ValueError for zero rows, for weights that do not fit, are negative or all zero, for NaN and infinity.
     Source: Eq. 3 and 4.
     """
-    sets = []
-    for name, rows, weights in (("a", a, weights_a), ("b", b, weights_b)):
-        rows = torch.as_tensor(rows).double()
-        weights = rows.new_ones(len(rows)) if weights is None else torch.as_tensor(weights).to(rows)
-        if rows.ndim != 2 or weights.shape != rows.shape[:1]:
-            raise ValueError(f"{name} must be [k d] with weights [k], not {list(rows.shape)} and {list(weights.shape)}")
-        lengths = rows.norm(dim=1, keepdim=True)
-        if not (lengths.isfinite().all() and lengths.gt(0).all()):
-            raise ValueError(f"rows of {name} hold NaN, infinity, or only zeros")
-        if not (weights.isfinite().all() and weights.ge(0).all() and weights.sum() > 0):
-            raise ValueError(f"weights of {name} must be finite, not negative and not all zero, not {weights.tolist()}")
-        sets.append((rows / lengths, weights))
-    if sets[0][0].shape[1] != sets[1][0].shape[1]:
-        raise ValueError(f"directions in R^{sets[0][0].shape[1]} and in R^{sets[1][0].shape[1]} cannot be compared")
-    (rows_a, own_a), (rows_b, own_b) = sets
-    return float(_matched(rows_a @ rows_b.mT, own_a, own_b, choose))
+    (rows_a, weights_a), (rows_b, weights_b) = _directions("a", a, weights_a), _directions("b", b, weights_b)
+    if rows_a.shape[1] != rows_b.shape[1]:
+        raise ValueError(f"directions in R^{rows_a.shape[1]} and in R^{rows_b.shape[1]} cannot be compared")
+    return float(_matched(rows_a @ rows_b.mT, weights_a, weights_b, choose))
+
+
+def _directions(name: str, rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows of length 1, and their weights; see `spectral_cosine`."""
+    rows = torch.as_tensor(rows).double()
+    weights = rows.new_ones(len(rows)) if weights is None else torch.as_tensor(weights).to(rows)
+    if rows.ndim != 2 or weights.shape != rows.shape[:1]:
+        raise ValueError(f"{name} must be [k d] with weights [k], not {list(rows.shape)} and {list(weights.shape)}")
+    lengths = rows.norm(dim=1, keepdim=True)
+    if not (lengths.isfinite().all() and lengths.gt(0).all()):
+        raise ValueError(f"rows of {name} hold NaN, infinity, or only zeros")
+    if not (weights.isfinite().all() and weights.ge(0).all() and weights.sum() > 0):
+        raise ValueError(f"weights of {name} must be finite, not negative and not all zero, not {weights.tolist()}")
+    return rows / lengths, weights
 
 
 def pca_similarity(a: PCA, b: PCA, *, evr: float = 0.9, choose: str = "weighted") -> Float[Tensor, "..."]:
@@ -163,15 +171,18 @@ def pca_similarity(a: PCA, b: PCA, *, evr: float = 0.9, choose: str = "weighted"
     """
     if not 0 < evr <= 1:
         raise ValueError(f"evr must be in (0, 1], not {evr}")
-    kept = []
-    for own in (a, b):
-        before = own.explained_variance_ratio.cumsum(-1) - own.explained_variance_ratio
-        kept.append(own.eigenvalues.where(before < evr - 1e-12, 0))
-    return _matched(a.components @ b.components.mT.to(a.components), kept[0], kept[1].to(kept[0]), choose)
+    cosines = a.components @ b.components.mT.to(a.components)
+    return _matched(cosines, _leading(a, evr), _leading(b, evr).to(cosines), choose)
+
+
+def _leading(spectrum: PCA, evr: float) -> Tensor:
+    """Eigenvalues of the components that explain `evr` of the variance, zero for the others."""
+    ratio = spectrum.explained_variance_ratio
+    return spectrum.eigenvalues.where(ratio.cumsum(-1) - ratio < evr - 1e-12, 0)
 
 
 def _matched(cosines: Tensor, weights_a: Tensor, weights_b: Tensor, choose: str) -> Tensor:
-    """Eq. 3 and 4 for cosines [... k m]. Directions of weight zero are left out."""
+    """Eq. 3 and 4 for cosines [... k m]; directions of weight zero are left out."""
     if choose not in ("weighted", "cosine"):
         raise ValueError(f"choose must be 'weighted' or 'cosine', not {choose!r}")
     k, m = cosines.shape[-2:]
@@ -179,8 +190,9 @@ def _matched(cosines: Tensor, weights_a: Tensor, weights_b: Tensor, choose: str)
     products = scale_a[..., :, None] * scale_b[..., None, :]
     weighted = cosines.abs().clamp(max=1) * products
     scores = (weighted if choose == "weighted" else cosines.abs()).masked_fill(products == 0, -1).flatten(-2)
-    # Pairs of one sum of indices share no index, so that their order does not matter, nor which set is a.
+    # Pairs with the same sum of indices have no index in common, so their order does not matter, nor which set is a.
     order = (torch.arange(k)[:, None] + torch.arange(m)).flatten().to(cosines.device)
+    rows, columns = (torch.arange(k * m, device=cosines.device) // m, torch.arange(k * m, device=cosines.device) % m)
     total = torch.zeros_like(scores[..., 0])
     for _ in range(min(k, m)):
         best = scores.amax(-1, keepdim=True)
@@ -188,10 +200,7 @@ def _matched(cosines: Tensor, weights_a: Tensor, weights_b: Tensor, choose: str)
         pair = torch.where(ties, order, k + m).argmin(-1, keepdim=True)
         total = total + (weighted.flatten(-2).gather(-1, pair)[..., 0] * (best[..., 0] >= 0)).square()
         row, column = pair // m, pair % m
-        taken = (torch.arange(k * m, device=pair.device) // m == row) | (
-            torch.arange(k * m, device=pair.device) % m == column
-        )
-        scores = scores.masked_fill(taken, -1)
+        scores = scores.masked_fill((rows == row) | (columns == column), -1)
     most = min(k, m)
     sorted_a, sorted_b = (w.sort(-1, descending=True).values[..., :most] for w in (scale_a, scale_b))
     bound = (sorted_a * sorted_b).square().sum(-1)

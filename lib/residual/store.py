@@ -1,37 +1,33 @@
-"""What extraction leaves on disk: shards of moments and coordinates under a manifest.
+"""What an extraction leaves on disk: shards of moments and coordinates under a manifest.
 
-Every file is written beside its place and renamed into it, and the manifest holds the
-checksum of each. A run that stops anywhere is taken up after its last whole shard.
+Every file is written beside its place and then moved there, and the manifest holds the checksum of each. If a run is
+interrupted, the next one resumes after the last complete shard.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Float64, Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
+from residual.files import checksum
 from residual.spectrum import PCA, Moments, isometry, pca_from_moments
-from residual.units import Frames, unit_labels
+from residual.units import Frames, residual_units
 
-MANIFEST = "manifest.json"
-log = logging.getLogger(__name__)
+MANIFEST, FRAMES = "manifest.json", "frames.safetensors"
+MOMENTS = ("heads", "blocks", "output")  # as they are called in a shard
 
 
 class StoreError(RuntimeError):
-    """An extraction on disk is incomplete or damaged."""
+    """An extraction on disk is incomplete, damaged or of something else."""
 
 
 class Shard(BaseModel):
@@ -42,7 +38,7 @@ class Shard(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What was extracted, from what, by what. `coordinates`: their precision on disk, or None."""
+    """What was extracted, from what, and by what. coordinates: their precision on disk, or None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     encoder: str
@@ -66,66 +62,81 @@ class Manifest(BaseModel):
     seal: str = ""  # checksum of all the rest
 
     @property
+    def rows(self) -> int:
+        """Images in complete shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
     def complete(self) -> bool:
-        return sum(s.rows for s in self.shards) == self.count
+        return self.rows == self.count
 
     def sealed(self) -> Manifest:
-        """The same with its own checksum, by which an altered manifest is known."""
+        """The same with its own checksum, which shows if it was altered."""
         body = self.model_dump_json(exclude={"seal"})
         return self.model_copy(update={"seal": hashlib.sha256(body.encode()).hexdigest()})
 
     def same_run(self, other: Manifest) -> bool:
-        """Whether both describe the same extraction, whatever has been done of it so far."""
-        leave = {"frames", "shards", "seal", "versions"}
-        return self.model_dump(exclude=leave) == other.model_dump(exclude=leave)
+        """Whether both describe the same extraction, in whatever state."""
+        progress = {"frames", "shards", "seal", "versions"}
+        return self.model_dump(exclude=progress) == other.model_dump(exclude=progress)
+
+    def without(self, files: Iterable[str]) -> Manifest:
+        """The same, with some files still to be made."""
+        left = tuple(shard for shard in self.shards if shard.file not in files)
+        return self.model_copy(update={"shards": left, "frames": "" if FRAMES in files else self.frames})
+
+    def damaged_files(self, folder: Path) -> list[str]:
+        """Files that are missing from a folder or do not have their checksum."""
+        expected = {FRAMES: self.frames} if self.frames else {}
+        expected |= {shard.file: shard.sha256 for shard in self.shards}
+        return [name for name, sha256 in expected.items() if checksum(folder / name) != sha256]
 
 
 @dataclass(frozen=True)
 class StoredUnits:
-    """Moments of all units over a data set, and, where they were asked for, coordinates.
+    """Moments of all units over a data set, and, where the extraction kept them, coordinates.
 
-    heads: moments of the coordinates [l h k], see `residual.units.Frames`. blocks: of X0 and
-    the MLPs in output space [l+1 d]. output: of the model's output [d].
+    head_moments: of the coordinates [l h k], see `residual.units.Frames`. block_moments: of X0 and the MLPs in
+    output space [l+1 d]. output_moments: of the model's output [d]. The methods that return samples raise
+    StoreError if the extraction kept no coordinates.
     """
 
     folder: Path
     manifest: Manifest
     frames: Frames
-    heads: Moments
-    blocks: Moments
-    output: Moments
+    head_moments: Moments
+    block_moments: Moments
+    output_moments: Moments
 
     @property
     def labels(self) -> list[str]:
         """Labels of all units, as in `residual.units.Units`."""
-        return unit_labels(self.manifest.layers, self.manifest.heads)
+        return [str(unit) for unit in residual_units(self.manifest.layers, self.manifest.heads)]
+
+    @property
+    def head_grid(self) -> tuple[int, int]:
+        """Numbers of layers and heads."""
+        return self.manifest.layers, self.manifest.heads
 
     def head_pca(self) -> PCA:
         """PCA of every head in output space, from its moments: components [l h k d]."""
-        return pca_from_moments(self.heads, self.frames.heads, self.frames.heads_constant)
+        return pca_from_moments(self.head_moments, self.frames.head_frames, self.frames.head_constant)
 
     def block_pca(self) -> PCA:
         """PCA of X0 and every MLP in output space: components [l+1 d d]."""
-        return pca_from_moments(self.blocks)
+        return pca_from_moments(self.block_moments)
 
     def output_pca(self) -> PCA:
         """PCA of the model's output: components [d d]."""
-        return pca_from_moments(self.output)
+        return pca_from_moments(self.output_moments)
 
     def head_outputs(self, layer: int, head: int) -> Float64[Tensor, "n d"]:
-        """Samples of one head in output space.
-
-        Raises StoreError if the extraction kept no coordinates.
-        """
-        frame, constant = self.frames.heads[layer, head].double(), self.frames.heads_constant.double()
-        return self._read("heads", layer, head).double() @ frame + constant
+        """Samples of one head in output space."""
+        return self.frames.head_unit(layer, head, self._read("heads", layer, head))
 
     def head_coordinates(self, layer: int, head: int) -> Float64[Tensor, "n r"]:
-        """Samples of one head in isometric coordinates: distances are those in output space.
-
-        Raises StoreError if the extraction kept no coordinates.
-        """
-        _, factor = isometry(self.frames.heads[layer, head])
+        """Samples of one head in isometric coordinates: distances are those in output space."""
+        _, factor = isometry(self.frames.head_frames[layer, head])
         return self._read("heads", layer, head).double() @ factor.mT
 
     def head_scores(self, layer: int, head: int) -> Float64[Tensor, "n r"]:
@@ -147,47 +158,45 @@ class StoredUnits:
         return self._read("labels")
 
     def shards(self) -> Iterator[dict[str, Tensor]]:
-        """What is kept of every sample, a shard after the other: heads [l h n k], blocks [l+1 n d], outputs, labels."""
-        self._check_coordinates()
-        for shard in self.manifest.shards:
-            with safe_open(self.folder / shard.file, "pt") as file:
-                yield {name: file.get_tensor(name) for name in ("heads", "blocks", "outputs", "labels")}
+        """All samples, shard after shard: heads [l h n k], blocks [l+1 n d], outputs [n d], labels [n]."""
+        for file in self._files():
+            yield {name: file.get_tensor(name) for name in ("heads", "blocks", "outputs", "labels")}
 
-    def _check_coordinates(self) -> None:
+    def _files(self) -> Iterator[safe_open]:
         if self.manifest.coordinates is None:
             raise StoreError(f"{self.folder} holds moments only; extract with coordinates='float16' or 'float32'")
-
-    def _read(self, name: str, *index: int) -> Tensor:
-        self._check_coordinates()
-        parts = []
         for shard in self.manifest.shards:
             with safe_open(self.folder / shard.file, "pt") as file:
-                part = file.get_slice(name)
-                parts.append(part[index] if index else part[:])
-        return torch.cat(parts)
+                yield file
+
+    def _read(self, name: str, *index: int) -> Tensor:
+        parts = (file.get_slice(name) for file in self._files())
+        return torch.cat([part[index] if index else part[:] for part in parts])
 
 
 def load_units(folder: Path | str, *, verify: bool = True) -> StoredUnits:
     """Open what `extract` left in a folder.
 
-    verify: hold every file against its checksum. Raises StoreError that names the first file
+    verify: compare every file with its checksum. Raises StoreError that names the first file
     that is missing or damaged, or says how much is still to be extracted.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None or not manifest.complete:
-        done = sum(s.rows for s in manifest.shards) if manifest else 0
-        raise StoreError(f"{folder} holds {done} of {manifest.count if manifest else '?'} images; run extract again")
-    if verify and (bad := damaged_files(folder, manifest)):
-        raise StoreError(f"{folder / bad[0]} is missing or damaged; run extract again, which redoes it")
-    stored = load_file(folder / "frames.safetensors")
-    merged: dict[str, Moments] = {}
-    for shard in manifest.shards:
-        with safe_open(folder / shard.file, "pt") as file:
-            for unit in ("heads", "blocks", "output"):
-                own = Moments(shard.rows, file.get_tensor(f"{unit}.mean"), file.get_tensor(f"{unit}.scatter"))
-                merged[unit] = merged[unit].merge(own) if unit in merged else own
-    return StoredUnits(folder, manifest, Frames(stored["heads"], stored["constant"]), **merged)
+        progress = f"{manifest.rows} of {manifest.count}" if manifest else "0 of ?"
+        raise StoreError(f"{folder} holds {progress} images; run extract again")
+    if verify and (damaged := manifest.damaged_files(folder)):
+        raise StoreError(f"{folder / damaged[0]} is missing or damaged; run extract again, which makes it again")
+    frames = load_file(folder / FRAMES)
+    moments = Moments.merge_all(_shard_moments(folder, shard) for shard in manifest.shards)
+    heads, blocks, output = (moments[name] for name in MOMENTS)
+    return StoredUnits(folder, manifest, Frames(frames["heads"], frames["constant"]), heads, blocks, output)
+
+
+def _shard_moments(folder: Path, shard: Shard) -> dict[str, Moments]:
+    with safe_open(folder / shard.file, "pt") as file:
+        read = file.get_tensor
+        return {name: Moments(shard.rows, read(f"{name}.mean"), read(f"{name}.scatter")) for name in MOMENTS}
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
@@ -197,68 +206,3 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
     except (FileNotFoundError, ValidationError, UnicodeDecodeError):
         return None
     return manifest if manifest == manifest.sealed() else None
-
-
-def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Files of the manifest that are missing or do not have their checksum."""
-    expected = {"frames.safetensors": manifest.frames} if manifest.frames else {}
-    expected |= {shard.file: shard.sha256 for shard in manifest.shards}
-    return [name for name, checksum in expected.items() if _checksum(folder / name) != checksum]
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
-    """Write a safetensors file atomically; returns its SHA-256."""
-    data = save(tensors, metadata)
-    write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def tensors_checksum(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of tensors and their names, whatever their order."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError, with the old file in place, when the disk is full."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(
-                error.errno,
-                f"no room for {len(data):,} bytes; what was done before is kept: free space and run again",
-                str(path),
-            ) from error
-        raise
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """One run at a time at `what`; the lock goes with the process that holds it, however that ends."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("another run is at %s; waiting for it", what)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _checksum(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

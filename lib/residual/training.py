@@ -1,22 +1,19 @@
-"""Training: what is fitted on top of a frozen encoder, or the encoder itself, with early stopping and checkpoints.
+"""Trains an aligner on a frozen encoder, or the encoder itself, with early stopping and checkpoints.
 
-The loop is ours because a step takes a millisecond or less, of which a trainer's bookkeeping would be most.
+The loop is ours because a step takes a millisecond or less, most of which a trainer would spend on bookkeeping.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-import hashlib
-import inspect
-import io
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +23,18 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from residual.encoders import Encoder
+from residual.data.images import EncodedImages
+from residual.encoders.encoder import Encoder
 from residual.extraction import pixel_batches, pixels_for
-from residual.hub import EncodedImages
-from residual.store import write_bytes
-from residual.towers import read_tower
+from residual.files import cache_key, code_key, read_state, write_state
 
 EPOCHS, PATIENCE, BATCH = 30, 5, 64
-RATES = (1e-6, 1.0)  # between which the finder looks, in STEPS steps
+RATES = (1e-6, 1.0)  # the range of the learning rate finder, in STEPS steps
 STEPS, PROBE = 100, 128
 WARMUP = 20
 PAUSE = 20.0  # seconds between checkpoints, at least
 
-Inputs = Tensor | EncodedImages  # of an aligner: outputs, coordinates or images
+Inputs = Tensor | EncodedImages  # of an aligner: outputs, component scores or images
 log = logging.getLogger(__name__)
 
 
@@ -50,10 +46,10 @@ class FineTuned(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.model = copy.deepcopy(encoder.model).float().requires_grad_(False)
-        self.encoder = replace(encoder, model=self.model, tower=read_tower(self.model, encoder.name))
-        own = self.encoder.tower
-        for parameter in (*own.root.parameters(), *own.projection()):
+        self.encoder = encoder.with_model(copy.deepcopy(encoder.model).float().requires_grad_(False))
+        self.model = self.encoder.model
+        tower = self.encoder.tower
+        for parameter in (*tower.root.parameters(), *tower.projection()):
             if isinstance(parameter, nn.Parameter):
                 parameter.requires_grad_(True)
 
@@ -63,6 +59,10 @@ class FineTuned(nn.Module):
     def batches(self, images: Inputs, parts: Sequence[Tensor], workers: int) -> Iterable[Tensor]:
         """Pixels of the given rows, one part after another, decoded by `workers` processes."""
         return pixel_batches(self.encoder, [images[rows] for rows in parts], workers)
+
+    def fingerprint(self) -> str:
+        """Changes with the preprocessing; weights are part of a training's key already."""
+        return self.encoder.preprocessing_hash()
 
 
 @dataclass(frozen=True)
@@ -93,68 +93,58 @@ def fit(
 ) -> Fit:
     """Train an aligner by the cross-entropy of scaled cosines with frozen class encodings (section 4.2).
 
-    train, validation: what the aligner takes (outputs, coordinates, images), and labels, on any device.
-    scale: of the cosines, the encoder's own. rate: by default `find_rate` finds it.
-    AdamW-ScheduleFree in batches of 64, at most 30 epochs; ends after 5 without a better
+    train, validation: what the aligner takes (outputs, component scores, images), and labels, on any device.
+    scale: of the cosines, the encoder's logit scale. rate: found by `find_rate` by default.
+    AdamW-ScheduleFree in batches of 64, at most 30 epochs. Training stops after 5 epochs without a better
     accuracy on the validation split, and restores the best.
-    checkpoint: a folder for what is written after an epoch, twenty seconds or more after the last time, and at the end,
-    under a name of this training's own. A run that was stopped goes on from there; one that had ended is not repeated.
+    checkpoint: a folder for checkpoints, written after an epoch, but not within twenty seconds of the last one, and at
+    the end, in a file named after this training. An interrupted run resumes there; a finished one is not repeated.
     workers: processes that decode the images of a fine-tuning.
     Raises ValueError for a single class, a class without a training image, labels out of range, and NaN.
     """
     _check_labels(train, validation, classes)
-    train, validation = ((inputs, labels.long()) for inputs, labels in (train, validation))
-    device = next(aligner.parameters()).device
-    task = _Task(train, classes.to(device), scale, device, workers)
-    place = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation, rate, seed)}.pt"
-    state, written = _resume(place), time.monotonic()
-    if state and "optimizer" not in state:
+    task = _Task.of(aligner, train, classes, scale, workers)
+    path = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation, rate, seed)}.pt"
+    state = read_state(path) if path else None
+    if state and "optimizer" not in state:  # finished
         _load(aligner, state["best"])
         return Fit(state["rate"], tuple(state["accuracies"]))
-    rate = (
-        state["rate"] if state else rate or find_rate(aligner, train, classes, scale=scale, seed=seed, workers=workers)
-    )
-    trained = [p for p in aligner.parameters() if p.requires_grad]
-    optimizer = AdamWScheduleFree(trained, lr=rate, warmup_steps=WARMUP)
-    generator = torch.Generator().manual_seed(seed)
-    accuracies: list[float] = []
-    best: dict[str, Tensor] = {}
+    if state is None:
+        rate = rate or find_rate(aligner, train, classes, scale=scale, seed=seed, workers=workers)
+    training = _Training(aligner, task, validation, state["rate"] if state else rate, seed)
     if state:
-        _load(aligner, state["now"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-        accuracies, best = state["accuracies"], state["best"]
-    with tqdm(total=EPOCHS, initial=len(accuracies), unit="epoch", disable=not progress, leave=False) as bar:
-        while len(accuracies) < EPOCHS and not _stalled(accuracies):
-            optimizer.train()
-            for loss in task.epoch(aligner, generator):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            optimizer.eval()
-            accuracies.append(task.accuracy(aligner, *validation))
-            if accuracies[-1] > max(accuracies[:-1], default=-1.0):
-                best = _trainable(aligner)
-            if place is not None and time.monotonic() - written >= PAUSE:
-                _keep(place, {
-                    "rate": rate, "accuracies": accuracies, "best": best, "now": _trainable(aligner),
-                    "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
-                })  # fmt: skip
-                written = time.monotonic()
+        training.restore(state)
+    _run(training, path, progress)
+    _load(aligner, training.best)
+    if path:
+        _save(path, training.result())
+    return Fit(training.rate, tuple(training.accuracies))
+
+
+def _run(training: _Training, path: Path | None, progress: bool) -> None:
+    """Epoch after epoch to the end, with checkpoints."""
+    saved = time.monotonic()
+    with tqdm(total=EPOCHS, initial=len(training.accuracies), unit="epoch", disable=not progress, leave=False) as bar:
+        while not training.ended:
+            training.run_epoch()
+            if path and time.monotonic() - saved >= PAUSE:
+                _save(path, training.state())
+                saved = time.monotonic()
             bar.update()
-            bar.set_postfix(accuracy=max(accuracies))
-    _load(aligner, best)
-    if place is not None:
-        _keep(place, {"rate": rate, "accuracies": accuracies, "best": best})
-    return Fit(rate, tuple(accuracies))
+            bar.set_postfix(accuracy=max(training.accuracies))
 
 
 @torch.no_grad()
 def transformed(aligner: nn.Module, inputs: Inputs, *, batch: int = 256, workers: int = 0) -> Float[Tensor, "n d"]:
-    """What an aligner makes of all inputs, batch by batch on its own device; the result is on the CPU."""
+    """The aligner's outputs for all inputs, batch by batch on its own device; the result is on the CPU."""
     device = next(aligner.parameters()).device
     parts = torch.arange(len(inputs)).split(batch)
-    return torch.cat([aligner(own).cpu() for own in _batches(aligner, inputs, parts, device, workers)])
+    return torch.cat([aligner(part).cpu() for part in _batches(aligner, inputs, parts, device, workers)])
+
+
+def parameter_count(aligner: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in aligner.parameters() if p.requires_grad)
 
 
 def find_rate(
@@ -169,73 +159,124 @@ def find_rate(
     """The learning rate at which the loss falls fastest, while the rate grows step by step.
 
     100 steps from 1e-6 to 1, after which the aligner is as it was; the search ends where the loss is four times
-    the least. The loss is that of 128 images, always the same: with that of each step's batch, as Lightning has it,
-    the noise of the batches at rates that change nothing is often the steepest fall. Source: Smith (2017).
+    the lowest. The loss is always that of the same 128 images. Lightning uses each step's batch, whose
+    noise at rates too small to matter is often the steepest fall. Source: Smith (2017).
     Raises ValueError where the loss is not finite.
     """
-    before = _trainable(aligner)
-    device = next(aligner.parameters()).device
-    task = _Task(train, classes.to(device), scale, device, workers)
+    before, task = _trainable(aligner), _Task.of(aligner, train, classes, scale, workers)
     optimizer = AdamWScheduleFree([p for p in aligner.parameters() if p.requires_grad], lr=RATES[0])
     optimizer.train()
     generator = torch.Generator().manual_seed(seed)
-    probe = torch.randperm(len(train[0]), generator=generator)[:PROBE]
-    (probed,) = _batches(aligner, train[0], [probe], device, workers)
-    rates = np.geomspace(*RATES, STEPS)
-    losses: list[float] = []
-    batches = (loss for _ in range(STEPS) for loss in task.epoch(aligner, generator))
-    for rate, loss in zip(rates, batches, strict=False):
+    probe = torch.randperm(len(task.labels), generator=generator)[:PROBE]
+    (probed,) = _batches(aligner, task.inputs, [probe], task.device, workers)
+    rates, losses = np.geomspace(*RATES, STEPS), []
+    batch_losses = (loss for _ in range(STEPS) for loss in task.epoch(aligner, generator))
+    for rate, loss in zip(rates, batch_losses, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = float(rate)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        _step(optimizer, loss)
         with torch.no_grad():
             losses.append(task.loss(aligner(probed), probe).item())
         if not losses[-1] <= 4 * min(losses):
             break
     _load(aligner, before)
     if len(losses) < 3 or not np.isfinite(losses[:-1]).all():
-        raise ValueError(f"the loss is not finite, or grows from the first steps on: {losses[:3]}; look at the inputs")
+        raise ValueError(f"the loss is not finite, or grows from the first steps on: {losses[:3]}; check the inputs")
     return float(rates[int(np.gradient(losses[:-1]).argmin())])
 
 
 @dataclass(frozen=True)
 class _Task:
-    train: tuple[Inputs, Tensor]
-    classes: Tensor
+    """Training inputs, labels and the loss."""
+
+    inputs: Inputs
+    labels: Int64[Tensor, "n"]
+    classes: Float[Tensor, "c d"]
     scale: float
     device: torch.device
     workers: int = 0
 
+    @staticmethod
+    def of(aligner: nn.Module, train: tuple[Inputs, Tensor], classes: Tensor, scale: float, workers: int) -> _Task:
+        device = next(aligner.parameters()).device
+        return _Task(train[0], train[1].long(), classes.to(device), scale, device, workers)
+
     def epoch(self, aligner: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
         """The loss of every batch of an epoch in random order."""
-        parts = torch.randperm(len(self.train[0]), generator=generator).split(BATCH)
-        for rows, own in zip(parts, _batches(aligner, self.train[0], parts, self.device, self.workers), strict=True):
-            yield self.loss(aligner(own), rows)
+        parts = torch.randperm(len(self.labels), generator=generator).split(BATCH)
+        batches = _batches(aligner, self.inputs, parts, self.device, self.workers)
+        for rows, batch in zip(parts, batches, strict=True):
+            yield self.loss(aligner(batch), rows)
 
     def loss(self, outputs: Tensor, rows: Tensor) -> Tensor:
-        """The loss of some training images, from what the aligner made of them."""
-        labels = self.train[1]
+        """The loss of some training images, from the aligner's outputs."""
         logits = self.scale * F.normalize(outputs, dim=1) @ self.classes.T
-        return F.cross_entropy(logits, labels[rows.to(labels.device)].to(self.device))
+        return F.cross_entropy(logits, self.labels[rows.to(self.labels.device)].to(self.device))
 
     def accuracy(self, aligner: nn.Module, inputs: Inputs, labels: Tensor) -> float:
         outputs = transformed(aligner, inputs, batch=4 * BATCH, workers=self.workers)
         return int(((outputs @ self.classes.T.cpu()).argmax(1) == labels.cpu()).sum()) / len(inputs)
 
 
+@dataclass
+class _Training:
+    """The state of a training between epochs."""
+
+    aligner: nn.Module
+    task: _Task
+    validation: tuple[Inputs, Tensor]
+    rate: float
+    seed: int
+    accuracies: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        trained = [p for p in self.aligner.parameters() if p.requires_grad]
+        self.optimizer = AdamWScheduleFree(trained, lr=self.rate, warmup_steps=WARMUP)
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def ended(self) -> bool:
+        past, last = self.accuracies[:-PATIENCE], self.accuracies[-PATIENCE:]
+        return len(self.accuracies) >= EPOCHS or (bool(past) and max(last) <= max(past))
+
+    def run_epoch(self) -> None:
+        self.optimizer.train()
+        for loss in self.task.epoch(self.aligner, self.generator):
+            _step(self.optimizer, loss)
+        self.optimizer.eval()
+        self.accuracies.append(self.task.accuracy(self.aligner, *self.validation))
+        if self.accuracies[-1] > max(self.accuracies[:-1], default=-1.0):
+            self.best = _trainable(self.aligner)
+
+    def result(self) -> dict[str, Any]:
+        return {"rate": self.rate, "accuracies": self.accuracies, "best": self.best}
+
+    def state(self) -> dict[str, Any]:
+        now = {"now": _trainable(self.aligner), "generator": self.generator.get_state()}
+        return self.result() | now | {"optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.accuracies, self.best = state["accuracies"], state["best"]
+        _load(self.aligner, state["now"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 def _batches(
     aligner: nn.Module, inputs: Inputs, parts: Sequence[Tensor], device: torch.device, workers: int
 ) -> Iterable[Tensor]:
-    if isinstance(aligner, FineTuned):
+    """Inputs of the given rows, part by part, as the aligner takes them: tensors, unless it makes its own batches."""
+    if hasattr(aligner, "batches"):
         return aligner.batches(inputs, parts, workers)
-    return (_take(inputs, rows, device) for rows in parts)
-
-
-def _take(inputs: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    own = inputs[rows.to(inputs.device)].to(device)
-    return own.float() if own.is_floating_point() else own
+    taken = (inputs[rows.to(inputs.device)].to(device) for rows in parts)
+    return (part.float() if part.is_floating_point() else part for part in taken)
 
 
 def _check_labels(train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], classes: Tensor) -> None:
@@ -243,26 +284,19 @@ def _check_labels(train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor
     if not classes.isfinite().all():
         raise ValueError("class encodings hold NaN or infinity")
     if count < 2:
-        raise ValueError(f"{count} class: there is nothing to tell apart; give the task at least two")
+        raise ValueError(f"{count} class; classification needs at least two")
     for name, (inputs, labels) in (("training", train), ("validation", validation)):
         if len(inputs) != len(labels) or len(labels) == 0:
             raise ValueError(f"{len(inputs)} {name} images and {len(labels)} labels")
-        if (
-            isinstance(inputs, Tensor)
-            and inputs.is_floating_point()
-            and not all(part.isfinite().all() for part in inputs.split(1024))
-        ):
-            raise ValueError(f"{name} inputs hold NaN or infinity; look at the images they came from")
+        real = isinstance(inputs, Tensor) and inputs.is_floating_point()
+        if real and not all(part.isfinite().all() for part in inputs.split(1024)):
+            raise ValueError(f"{name} inputs hold NaN or infinity; check the images that they came from")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= count:
-            raise ValueError(f"{name} labels run from {low} to {high}, but {count} classes ask for 0 to {count - 1}")
+            raise ValueError(f"{name} labels run from {low} to {high}, but {count} classes need 0 to {count - 1}")
     if empty := sorted(set(range(count)) - set(train[1].tolist())):
         shown = f"{empty[:10]}{' ...' if len(empty) > 10 else ''}"
         raise ValueError(f"no training image of classes {shown}; take more images, or leave these classes out")
-
-
-def _stalled(accuracies: list[float]) -> bool:
-    return len(accuracies) > PATIENCE and max(accuracies[-PATIENCE:]) <= max(accuracies[:-PATIENCE])
 
 
 def _trainable(aligner: nn.Module) -> dict[str, Tensor]:
@@ -278,49 +312,21 @@ def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _key(aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float | None, seed: int) -> str:
     """Changes with all that a training depends on, its code included; of inputs, with a thousand rows of each split."""
+    recipe = code_key(sys.modules[__name__], type(aligner)), *map(version, ("torch", "schedulefree"))
     schedule = EPOCHS, PATIENCE, BATCH, WARMUP
-    facts = _recipe(type(aligner)), task.scale, rate, seed, schedule, len(task.train[0]), len(validation[0])
-    digest = hashlib.sha256(repr(facts).encode())
-    tensors = []
-    for inputs in (task.train[0], validation[0]):
-        if isinstance(inputs, Tensor):
-            tensors.append(inputs[:: max(1, len(inputs) // 1000)])
-        else:
-            digest.update(inputs.fingerprint().encode())
-    tensors += [task.train[1], validation[1], task.classes, *_trainable(aligner).values(), *aligner.buffers()]
-    if isinstance(aligner, FineTuned):
-        digest.update(aligner.encoder.preprocessing_hash().encode())
-    for value in tensors:
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    facts = [recipe, task.scale, rate, seed, schedule, len(task.labels), len(validation[0])]
+    for inputs in (task.inputs, validation[0]):
+        is_tensor = isinstance(inputs, Tensor)
+        facts.append(inputs[:: max(1, len(inputs) // 1000)] if is_tensor else inputs.fingerprint())
+    if hasattr(aligner, "fingerprint"):
+        facts.append(aligner.fingerprint())
+    tensors = task.labels, validation[1].long(), task.classes, *_trainable(aligner).values(), *aligner.buffers()
+    return cache_key(*facts, *tensors)
 
 
-@functools.cache
-def _recipe(aligner: type[nn.Module]) -> tuple[str, ...]:
-    return *map(inspect.getsource, (sys.modules[__name__], aligner)), *map(version, ("torch", "schedulefree"))
-
-
-def _keep(path: Path, state: dict[str, object]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
+def _save(path: Path, state: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+        write_state(path, state)
     except OSError as error:
-        log.warning("the training goes on, but is not kept: %s", error)
-
-
-def _resume(path: Path | None) -> dict[str, object] | None:
-    """What a stopped run of the same training left; None where there is nothing to go on from."""
-    if path is None or not path.is_file():
-        return None
-    data = path.read_bytes()
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
-        log.warning("%s is damaged; training anew", path)
-        return None
-    return torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
-
-
-def parameter_count(aligner: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in aligner.parameters() if p.requires_grad)
+        log.warning("training goes on without a checkpoint: %s", error)

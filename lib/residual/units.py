@@ -1,51 +1,98 @@
-"""Tracing: one forward pass, and with it every residual unit of the pooled token.
+"""Tracing: one forward pass, and with it every residual unit of the pooled token (Eq. 1).
 
-While an encoder is traced, its blocks run a forward of ours that calls the same
-modules but keeps what attention hands to its output projection. The last block
-computes the class token only: nothing else of it is read. Hooks of yours fire on blocks, norms,
-MLPs and output projections, but not on the attention modules, which are not called.
+While an encoder is traced, each block runs a forward of ours, which calls the same modules and keeps what attention
+hands to its output projection. The last block computes the class token only, as nothing else of it is read. Your
+own hooks fire on blocks, norms, MLPs and output projections, but not on attention modules, which are not called.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from residual.encoders import Encoder
-from residual.towers import Block
+from residual.encoders.encoder import Encoder
+from residual.encoders.towers import Block
 
 TRACING = threading.RLock()  # one thread at a time; a thread may trace inside its own trace
 
 
 @dataclass(frozen=True)
-class Frames:
-    """What maps coordinates to units; a function of the weights alone.
+class Unit:
+    """A term of Eq. 1: the embedding X0, a head or an MLP; or the output Y, their sum.
 
-    A head's unit is `coordinates @ heads[l, h] + heads_constant`, with coordinates
-    [z/s, 1/s, m/s] in R^k, k = head width + 2.
+    Labels are "X0", "L3.H5", "L3.MLP" and "Y".
     """
 
-    heads: Float[Tensor, "l h k d"]
-    heads_constant: Float[Tensor, "d"]
+    kind: Literal["X0", "head", "MLP", "Y"]
+    layer: int | None = None
+    head: int | None = None
+
+    def __str__(self) -> str:
+        part = f"H{self.head}" if self.kind == "head" else self.kind
+        return part if self.layer is None else f"L{self.layer}.{part}"
+
+    @staticmethod
+    def parse(label: str) -> Unit:
+        """The unit with this label. Raises KeyError where there is none."""
+        if label in ("X0", "Y"):
+            return Unit(label)
+        if not (match := re.fullmatch(r"L(\d+)\.(?:H(\d+)|MLP)", label)):
+            raise KeyError(f"no unit {label!r}; units are 'X0', 'L0.H0', ..., 'L0.MLP', ... and 'Y'")
+        layer, head = match.groups()
+        return Unit("MLP", int(layer)) if head is None else Unit("head", int(layer), int(head))
+
+    @property
+    def block(self) -> int:
+        """The place of X0 (0) or of the MLP of layer l (l + 1) in `Units.blocks`."""
+        return 0 if self.layer is None else self.layer + 1
+
+
+def residual_units(layers: int, heads: int) -> list[Unit]:
+    """The terms of Eq. 1, in the order of the residual stream."""
+    of_layer = [[*(Unit("head", i, j) for j in range(heads)), Unit("MLP", i)] for i in range(layers)]
+    return [Unit("X0"), *(unit for units in of_layer for unit in units)]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The affine maps from a head's coordinates to its unit, which depend on the weights alone (appendix A.1).
+
+    Coordinates are [z/s, 1/s, m/s] in R^k, k = head width + 2; the unit is coordinates @ frame + constant.
+    """
+
+    head_frames: Float[Tensor, "l h k d"]
+    head_constant: Float[Tensor, "d"]
+
+    def head_unit(self, layer: int, head: int, coordinates: Float[Tensor, "n k"]) -> Float64[Tensor, "n d"]:
+        """A head in output space, in double precision: it may be a small variation on a large constant."""
+        return coordinates.double() @ self.head_frames[layer, head].double() + self.head_constant.double()
+
+    def head_projection(
+        self, layer: int, head: int, components: Float64[Tensor, "c d"], mean: Float64[Tensor, "d"]
+    ) -> tuple[Float64[Tensor, "k c"], Float64[Tensor, "c"]]:
+        """The map (matrix, offset) from a head's coordinates to its scores, (unit - mean) @ components.T."""
+        matrix = self.head_frames[layer, head].double() @ components.mT
+        return matrix, (self.head_constant.double() - mean) @ components.mT
 
 
 @dataclass(frozen=True)
 class Units:
-    """All residual units of a batch, at least in single precision (Eq. 1, appendix A.1).
+    """All residual units of a batch, at least in single precision.
 
-    coordinates: of the heads, see Frames. blocks: X0 and the MLPs in output space.
-    output: the model's own output.
+    head_coordinates: see Frames. blocks: X0 and the MLPs in output space. output: the model's own.
     """
 
-    coordinates: Float[Tensor, "n l h k"]
+    head_coordinates: Float[Tensor, "n l h k"]
     blocks: Float[Tensor, "n l+1 d"]
     output: Float[Tensor, "n d"]
     frames: Frames
@@ -53,27 +100,23 @@ class Units:
     @property
     def labels(self) -> list[str]:
         """ "X0", then "L0.H0", ..., "L0.MLP", "L1.H0", ... in the order of the residual stream."""
-        return unit_labels(*self.coordinates.shape[1:3])
+        return [str(unit) for unit in residual_units(*self.head_coordinates.shape[1:3])]
 
     def __getitem__(self, label: str) -> Float[Tensor, "n d"]:
         """One unit in output space. Raises KeyError for an unknown label."""
-        if label not in self.labels:
-            raise KeyError(f"no unit {label!r}; units are 'X0', 'L0.H0' ... {self.labels[-2]!r}, {self.labels[-1]!r}")
-        if label == "X0":
-            return self.blocks[:, 0]
-        layer, part = label[1:].split(".")
-        if part == "MLP":
-            return self.blocks[:, int(layer) + 1]
-        head = int(layer), int(part[1:])
-        # A head can be a small variation on a large constant: its sum is taken in double precision.
-        frame, constant = self.frames.heads[head].double(), self.frames.heads_constant.double()
-        return (self.coordinates[:, *head].double() @ frame + constant).to(self.output.dtype)
+        unit, known = Unit.parse(label), self.labels
+        if label not in known:
+            raise KeyError(f"no unit {label!r}; units are 'X0', 'L0.H0', ..., {known[-2]!r}, {known[-1]!r}")
+        if unit.kind != "head":
+            return self.blocks[:, unit.block]
+        samples = self.frames.head_unit(unit.layer, unit.head, self.head_coordinates[:, unit.layer, unit.head])
+        return samples.to(self.output.dtype)
 
     def total(self) -> Float[Tensor, "n d"]:
-        """The sum of all units, which Eq. 1 says is the output."""
-        frames = self.frames.heads.flatten(0, 2)
-        heads = self.coordinates.flatten(1) @ frames + self.coordinates[0, :, :, 0].numel() * self.frames.heads_constant
-        return heads + self.blocks.sum(1)
+        """The sum of all units, which is the output (Eq. 1)."""
+        count = self.head_coordinates[0, :, :, 0].numel()
+        heads = self.head_coordinates.flatten(1) @ self.frames.head_frames.flatten(0, 2)
+        return heads + count * self.frames.head_constant + self.blocks.sum(1)
 
 
 @dataclass
@@ -86,18 +129,13 @@ class _Record:
     end: Tensor | None = None  # the residual stream after the block, [n w]
 
 
-def unit_labels(layers: int, heads: int) -> list[str]:
-    """Labels of all units, in the order of the residual stream."""
-    return ["X0"] + [f"L{i}.{part}" for i in range(layers) for part in [*(f"H{j}" for j in range(heads)), "MLP"]]
-
-
 @torch.no_grad()
 def trace(encoder: Encoder, pixels: Tensor) -> Units:
     """Every unit of the pooled token, for one batch in memory.
 
-    pixels: as `Encoder.check_pixels` takes them. The model is left as it was, whatever happens.
-    In single precision the units sum to the output to a few 1e-6, in float16 to about 1e-3 and in
-    bfloat16 to 1e-2, which is those formats' own rounding (`benchmarks/accuracy.py`).
+    pixels: as `Encoder.check_pixels` takes them. The model is left as it was, even after an error.
+    In single precision the units sum to the output to a few 1e-6, in float16 to about 1e-3 and in bfloat16 to 1e-2,
+    which is the rounding of these formats (`benchmarks/accuracy.py`).
     Raises RuntimeError if the model is in training mode, or if a block did not run.
     """
     pixels = encoder.check_pixels(pixels)
@@ -108,7 +146,7 @@ def trace(encoder: Encoder, pixels: Tensor) -> Units:
     if silent := [f"L{i}" for i, record in enumerate(records) if record.end is None]:
         raise RuntimeError(f"blocks {silent} of {encoder.name} did not run: its units would not sum to its output")
     with torch.autocast(encoder.device.type, enabled=False):
-        return _factor(encoder, records, output)
+        return _units(encoder, records, output)
 
 
 @contextlib.contextmanager
@@ -123,7 +161,7 @@ def _recording(encoder: Encoder) -> Iterator[list[_Record]]:
 
 @contextlib.contextmanager
 def _replaced(module: nn.Module, forward: object) -> Iterator[None]:
-    """Give one module another `forward`; a nested trace puts back the outer one's."""
+    """Give one module another `forward`; a nested trace restores the outer one's."""
     before = vars(module).get("forward")
     module.forward = forward
     try:
@@ -136,9 +174,9 @@ def _replaced(module: nn.Module, forward: object) -> Iterator[None]:
 
 
 def _forward(block: Block, record: _Record, last: bool, x: Tensor, *masks: object, **options: object) -> Tensor:
-    given = [*masks, *(value for key, value in options.items() if "mask" in key or key in ("k_x", "v_x"))]
-    if any(value is not None for value in given):
-        raise RuntimeError("attention masks are not traced; call the encoder without them")
+    masks = [*masks, *(value for key, value in options.items() if "mask" in key or key in ("k_x", "v_x"))]
+    if any(mask is not None for mask in masks):
+        raise RuntimeError("attention masks cannot be traced; call the encoder without them")
     if record.end is not None:
         raise RuntimeError("a block ran twice in one forward pass, which Eq. 1 does not cover")
     record.start = x[:, 0]
@@ -153,9 +191,9 @@ def _forward(block: Block, record: _Record, last: bool, x: Tensor, *masks: objec
     return x
 
 
-def _factor(encoder: Encoder, records: list[_Record], output: Tensor) -> Units:
-    """Split the records by the algebra of design.md: all maps after a unit are linear, up to m and s."""
-    norm, project = encoder.tower.norm, _projection(encoder)
+def _units(encoder: Encoder, records: list[_Record], output: Tensor) -> Units:
+    """Split the records by appendix A.1: every map after a unit is linear, up to the scalars m and s of each image."""
+    norm, to_output = encoder.tower.norm, _to_output(encoder)
     dtype = torch.promote_types(output.dtype, torch.float32)
     end = records[-1].end.to(dtype)
     mean = end.mean(1, keepdim=True)
@@ -164,12 +202,12 @@ def _factor(encoder: Encoder, records: list[_Record], output: Tensor) -> Units:
     z = torch.stack([r.heads.to(dtype).unflatten(1, (encoder.heads, -1)) for r in records], 1) / scale[:, :, None, None]
     coordinates = torch.cat([z, scalars[:, None].expand(-1, len(records), -1, -1)], 3)
     parts = torch.stack([records[0].start, *(r.mlp for r in records)], 1).to(dtype)
-    shift, constant = shares(encoder)
-    blocks = project(parts / scale[:, :, None]) - (mean / scale)[:, :, None] * shift + constant
-    return Units(coordinates, blocks, output.to(dtype), frames(encoder))
+    shift, constant = _shared_constants(encoder)
+    blocks = to_output(parts / scale[:, :, None]) - (mean / scale)[:, :, None] * shift + constant
+    return Units(coordinates, blocks, output.to(dtype), head_frames(encoder))
 
 
-def _projection(encoder: Encoder):
+def _to_output(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     """The linear map of a scaled residual to output space: the final norm's weight, then the projection."""
     weight, _ = encoder.tower.projection()
     gamma = encoder.tower.norm.weight
@@ -179,30 +217,30 @@ def _projection(encoder: Encoder):
     return lambda x: x * gamma if weight is None else x @ weight
 
 
-def shares(encoder: Encoder) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
-    """What each of the N = 2 layers + 1 parts takes of the norm's mean and of the constants (beta, bias)."""
-    norm, project = encoder.tower.norm, _projection(encoder)
+def _shared_constants(encoder: Encoder) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
+    """The share of the norm's mean, and of the constants (beta, bias), of each of N = 2 layers + 1 parts."""
+    norm, to_output = encoder.tower.norm, _to_output(encoder)
     weight, bias = encoder.tower.projection()
     dtype = torch.promote_types(norm.weight.dtype, torch.float32)
     constant = norm.bias.to(dtype)
     constant = constant if weight is None else constant @ weight.to(dtype).T
     constant = constant if bias is None else constant + bias.to(dtype)
     parts = 2 * encoder.layers + 1
-    return project(torch.ones_like(norm.weight, dtype=dtype)) / parts, constant / parts
+    return to_output(torch.ones_like(norm.weight, dtype=dtype)) / parts, constant / parts
 
 
 @torch.no_grad()
-def frames(encoder: Encoder) -> Frames:
+def head_frames(encoder: Encoder) -> Frames:
     """The frames of all heads, from the weights."""
-    project, heads = _projection(encoder), encoder.heads
-    shift, constant = shares(encoder)
+    to_output, heads = _to_output(encoder), encoder.heads
+    shift, constant = _shared_constants(encoder)
     rows = []
     for block in encoder.tower.blocks:
         weight, bias = block.out.weight.to(shift.dtype).T, block.out.bias
         bias = weight.new_zeros(weight.shape[1]) if bias is None else bias.to(shift.dtype)
         if block.gain is not None:
             weight, bias = weight * block.gain.to(shift.dtype), bias * block.gain.to(shift.dtype)
-        own = project(weight).unflatten(0, (heads, -1))
-        shared = torch.stack([project(bias), -shift]) / heads
-        rows.append(torch.cat([own, shared.expand(heads, -1, -1)], 1))
+        of_z = to_output(weight).unflatten(0, (heads, -1))
+        of_scalars = torch.stack([to_output(bias), -shift]) / heads
+        rows.append(torch.cat([of_z, of_scalars.expand(heads, -1, -1)], 1))
     return Frames(torch.stack(rows), constant / heads)

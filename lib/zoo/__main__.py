@@ -1,4 +1,4 @@
-"""`python -m residual.zoo train NAME`."""
+"""`python -m zoo train NAME`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from residual.zoo.card import write_card
-from residual.zoo.recipes import RECIPES
-from residual.zoo.train import train
+from zoo.card import write_card
+from zoo.recipes import RECIPES
+from zoo.train import train
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m residual.zoo", description="Train the embedded encoders.")
+    parser = argparse.ArgumentParser(prog="python -m zoo", description="Train the embedded encoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("train", help="train one encoder; the same command resumes a stopped run")
     one.add_argument("name", choices=RECIPES)

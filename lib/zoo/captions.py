@@ -1,8 +1,8 @@
 """Captions for drawn scenes, and which images each caption is true of.
 
 A caption names a concept (an emoji, a keyword, a group) and sometimes the style,
-the backdrop or the size. It is a positive of every image in the batch that it is
-true of, not only of the one it was written for.
+the backdrop or the size. It counts as a match for every image in the batch that it
+correctly describes, not only for the one it was written for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from residual.artwork import GROUP_WORDS, Artwork, load_tags, vocabulary
-from residual.render import BACKDROPS, COLOURS, Scene
+from residual.data.miniature.emoji import GROUP_WORDS, Artwork, load_tags, vocabulary
+from residual.data.miniature.scenes import BACKDROPS, COLOURS, Scene
 
 STYLE_WORDS = ("flat drawing", "glossy drawing", "outlined drawing", "line drawing")
 OPENINGS = ("", "", "a picture of ", "a photo of ", "an emoji of ", "an image of ", "an icon of ")
@@ -39,10 +39,10 @@ def load_concepts(npm: Path) -> Concepts:
     position = {word: len(items) + len(GROUP_WORDS) + i for i, word in enumerate(keywords)}
     members = torch.zeros(len(words), len(items), dtype=torch.bool)
     members[range(len(items)), range(len(items))] = True
-    for index, (item, own) in enumerate(zip(items, tags, strict=True)):
+    for index, (item, words_of) in enumerate(zip(items, tags, strict=True)):
         members[len(items) + list(GROUP_WORDS).index(item.group), index] = True
-        members[[position[tag] for tag in own], index] = True
-    return Concepts(tuple(words), members, tuple(tuple(sorted(position[t] for t in own)) for own in tags))
+        members[[position[tag] for tag in words_of], index] = True
+    return Concepts(tuple(words), members, tuple(tuple(sorted(position[t] for t in words_of)) for words_of in tags))
 
 
 @dataclass(frozen=True)

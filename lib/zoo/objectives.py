@@ -1,4 +1,4 @@
-"""What the embedded encoders are trained for: each a module that holds the encoder and returns a loss."""
+"""The objectives of the embedded encoders: modules that hold the encoder and return a loss."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int64
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from residual.zoo.recipes import WIDTH
+from zoo.recipes import WIDTH
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Scenes with what an objective may know of them.
+    """Scenes, and what an objective may know about them.
 
     again: other scenes of the same drawings. emoji: rows of `vocabulary()`.
     positives: [image, caption], whether the caption is true of the image.
@@ -62,13 +62,16 @@ class Contrast(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return contrastive_loss(image.float(), text.float(), scale.float(), batch.positives)
 
+    def trained_encoder(self) -> nn.Module:
+        return self.encoder
+
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         (self.encoder if isinstance(self.encoder, CLIP) else self).logit_scale.clamp_(0, math.log(100))
 
 
 class Classification(nn.Module):
-    """Which emoji it is, by a linear layer on the class token that is thrown away afterwards."""
+    """Names the emoji, by a linear layer on the class token that is discarded after training."""
 
     def __init__(self, encoder: nn.Module, classes: int) -> None:
         super().__init__()
@@ -78,13 +81,16 @@ class Classification(nn.Module):
         logits = self.classify(self.encoder(batch.images).last_hidden_state[:, 0])
         return F.cross_entropy(logits.float(), batch.emoji, label_smoothing=0.1)
 
+    def trained_encoder(self) -> nn.Module:
+        return self.encoder
+
     def after_step(self, progress: float) -> None:
         pass
 
 
 @torch.no_grad()
 def assignments(logits: Float[Tensor, "n k"], temperature: float = 0.04, rounds: int = 3) -> Float[Tensor, "n k"]:
-    """Soft assignment of samples to prototypes, all prototypes used alike (Sinkhorn-Knopp): rows sum to 1."""
+    """Soft assignment of samples to prototypes, all prototypes used equally (Sinkhorn-Knopp): rows sum to 1."""
     scores = (logits.double() / temperature).log_softmax(1)
     for _ in range(rounds):
         scores = (scores - scores.logsumexp(0)).log_softmax(1)
@@ -97,8 +103,8 @@ def distillation_loss(
     """DINO's: each view of the student predicts the teacher's assignment of the other view."""
     targets = assignments(torch.cat(teacher)).chunk(len(teacher))
     losses = [
-        F.cross_entropy(own / temperature, target)
-        for i, own in enumerate(student)
+        F.cross_entropy(view / temperature, target)
+        for i, view in enumerate(student)
         for j, target in enumerate(targets)
         if i != j
     ]
@@ -108,7 +114,7 @@ def distillation_loss(
 class Distillation(nn.Module):
     """DINO with DINOv2's centring: a student learns to agree with the moving average of itself.
 
-    The two views of an image are two scenes of one drawing, placed anew before another backdrop,
+    The two views of an image are two scenes of one drawing, placed on different backdrops,
     with colours disturbed. No names, groups or captions are read.
     """
 
@@ -130,11 +136,15 @@ class Distillation(nn.Module):
             teacher = [_prototype_logits(*self.teacher, view) for view in views]
         return distillation_loss(student, teacher)
 
+    def trained_encoder(self) -> nn.Module:
+        """The teacher's."""
+        return self.teacher[0]
+
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         momentum = 1 - (1 - 0.99) * (1 + math.cos(math.pi * progress)) / 2
-        own = nn.ModuleList([self.encoder, self.head, self.prototypes])
-        for mine, theirs in zip(own.parameters(), self.teacher.parameters(), strict=True):
+        trained = nn.ModuleList([self.encoder, self.head, self.prototypes])
+        for mine, theirs in zip(trained.parameters(), self.teacher.parameters(), strict=True):
             theirs.lerp_(mine, 1 - momentum)
 
 

@@ -1,4 +1,4 @@
-"""The five embedded encoders: which class of which library, at which size, trained how."""
+"""The five embedded encoders: their classes and libraries, their sizes, and how they are trained."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Recipe:
 
     objective: "contrastive" (image and caption), "distillation" (DINO) or "classification".
     styles: how often a drawing of each style is drawn, as shares.
-    tokens: share of patch tokens that the encoder sees, drawn anew for each image, until the last
-    tenth of the steps, which see all {cite}`li2023flip`.
+    tokens: share of patch tokens that the encoder sees, drawn separately for each image, until the last
+    tenth of the steps, which see all of them. Source: Li et al. (2023).
     """
 
     objective: str

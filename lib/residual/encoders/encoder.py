@@ -1,42 +1,28 @@
-"""Encoders by paper name, open_clip name, hub id or local folder.
-
-The models are the libraries' own; this module finds them, refuses those that cannot
-be decomposed before anything is downloaded, and gives them one interface.
-"""
+"""Encoders by name, with one interface. Models are open_clip's and transformers' own classes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL.Image import Image, fromarray
+from PIL.Image import fromarray
 from torch import Tensor, nn
 
-from residual.sources import find, split_tag
-from residual.towers import Tower, read_tower
+from residual.encoders.names import EMBEDDED, MINI, PAPER, check_name, open_clip_names, split_tag
+from residual.encoders.towers import Loaded, Tower
+from residual.files import tensor_bytes
 
 
 @dataclass(frozen=True, eq=False)
-class Encoder:
-    """A frozen image encoder whose pooled output is a sum of residual units.
-
-    family: "OpenCLIP", "CLIP", "BLIP", "DINOv2" or "ViT". weights: where they come from.
-    logit_scale: factor of zero-shot logits; None where the model has none (BLIP, DINOv2, ViT).
-    preprocess: PIL image -> normalised pixels [3 h w]. mean, std: what it normalises by.
-    """
+class Encoder(Loaded):
+    """A frozen image encoder whose pooled output is a sum of residual units. Its other fields are those of `Loaded`."""
 
     name: str
-    family: str
-    weights: str
-    model: nn.Module
     tower: Tower
-    preprocess: Callable[[Image], Float[Tensor, "3 h w"]]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    tokenize: Callable[[Sequence[str]], object] | None
 
     def __repr__(self) -> str:
         sizes = f"{self.layers} layers of {self.heads} heads of {self.head_width}, output {self.output_dim}"
@@ -64,7 +50,13 @@ class Encoder:
         return self.width if weight is None else weight.shape[0]
 
     @property
+    def reads_text(self) -> bool:
+        """Whether `encode_text` works."""
+        return self.text is not None
+
+    @property
     def logit_scale(self) -> float | None:
+        """Factor of zero-shot logits; None where the model has none (BLIP, DINOv2, ViT)."""
         scale = getattr(self.model, "logit_scale", None)
         return None if scale is None else scale.detach().exp().item()
 
@@ -82,19 +74,13 @@ class Encoder:
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:
         """Text encodings, not normalised. Raises ValueError without a text tower or tokenizer."""
-        if self.tokenize is None:
-            why = "has no text tower" if self.family in ("DINOv2", "ViT") else "was built without a tokenizer"
-            raise ValueError(f"{self.name} {why}; use a text-aligned encoder such as 'mini-openclip'")
+        if self.text is None:
+            raise ValueError(
+                f"{self.name} has no text tower or no tokenizer; use a text-aligned encoder such as 'mini-openclip'"
+            )
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts must be a non-empty list of strings, not {texts!r}")
-        tokens = self.tokenize(list(texts))
-        if isinstance(tokens, Tensor):
-            return self.model.encode_text(tokens.to(self.device))
-        tokens = tokens.to(self.device)
-        if self.family == "BLIP":
-            hidden = self.model.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-            return self.model.text_proj(hidden[:, 0])
-        return self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+        return self.text(self.model, list(texts))
 
     def check_pixels(self, pixels: Tensor) -> Float[Tensor, "n 3 h w"]:
         """Pixels as the model takes them, or a clear refusal.
@@ -121,17 +107,21 @@ class Encoder:
             raise ValueError(f"pixels hold NaN or infinity in rows {bad[:10]}{' ...' if len(bad) > 10 else ''}")
         return pixels.to(self.device, self.dtype, non_blocking=True)
 
+    def with_model(self, model: nn.Module) -> Encoder:
+        """The same encoder with another model of the same class."""
+        return replace(self, model=model, tower=self.read_tower(model, self.name))
+
     def compile(self) -> None:
-        """Compile the blocks' MLPs, where the time is, with `torch.compile`. Units are the same up to rounding."""
+        """Compile the blocks' MLPs, which take most of the time, with `torch.compile`; units change by rounding."""
         for block in self.tower.blocks:
             block.mlp.compile()
 
     def preprocessing_hash(self) -> str:
-        """SHA-256 of what `preprocess` makes of one picture, and of what raw pixels are normalised by."""
+        """SHA-256 of one picture after `preprocess`, and of mean and std."""
         ramp = (torch.arange(90 * 70 * 3, dtype=torch.int64).square() % 251).to(torch.uint8).view(90, 70, 3)
         pixels = self.preprocess(fromarray(ramp.numpy())).mul(1000).round()  # not the last digits of a resize
         digest = hashlib.sha256(repr((self.mean, self.std, tuple(pixels.shape))).encode())
-        digest.update(pixels.to(torch.int32).contiguous().numpy().data)
+        digest.update(tensor_bytes(pixels.to(torch.int32)))
         return digest.hexdigest()
 
     def weights_hash(self) -> str:
@@ -142,7 +132,7 @@ class Encoder:
         for name, value in sorted(named.items()):
             if value is not None:
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                digest.update(tensor_bytes(value))
         return digest.hexdigest()
 
 
@@ -156,8 +146,8 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder, in evaluation mode, with its parameters frozen.
 
-    name: an embedded encoder ("mini-openclip"), a name of the paper ("OpenCLIP-L", ...), a model
-    name of open_clip, a hub id ("facebook/dinov2-small"; "hf-hub:org/name" for open_clip's own),
+    name: an embedded encoder ("mini-openclip"), one of the paper's ("OpenCLIP-L", ...), a model
+    name of open_clip, a hub id ("facebook/dinov2-small"; "hf-hub:org/name" for open_clip models),
     or a local folder that open_clip or transformers saved. "name@tag" stands for pretrained="tag",
     and "name@random" for pretrained=False.
     pretrained: True for the encoder's own weights; a tag of open_clip ("laion2b_s34b_b88k");
@@ -170,16 +160,40 @@ def load_encoder(
         pretrained = False if tag == "random" else tag
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = find(base, pretrained)
-    model = found.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return Encoder(
-        name=name,
-        family=found.family,
-        weights=f"random, seed {seed}" if pretrained is False else found.weights,
-        model=model,
-        tower=read_tower(model, name),
-        preprocess=found.preprocess,
-        mean=found.mean,
-        std=found.std,
-        tokenize=found.tokenize,
-    )
+        loaded = _find(base, pretrained)
+    model = loaded.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if pretrained is False:
+        loaded = replace(loaded, weights=f"random, seed {seed}")
+    return Encoder(**vars(loaded), name=name, tower=loaded.read_tower(model, name))
+
+
+def _find(name: str, pretrained: bool | str) -> Loaded:
+    """Load what a name stands for by the library that it is of, which is imported only then; see `load_encoder`."""
+    check_name(name)
+    folder = MINI / name if name in EMBEDDED else Path(name)
+    by_id = {source.id: source for source in PAPER.values() if source.tag is None}
+    if name in EMBEDDED or folder.is_dir():
+        if (folder / "open_clip_config.json").is_file():
+            return _from_open_clip(name, f"local-dir:{folder}", pretrained)
+        if (folder / "config.json").is_file():
+            return _from_transformers(name, str(folder), pretrained)
+        raise FileNotFoundError(f"{folder} has neither open_clip_config.json nor config.json")
+    if source := PAPER.get(name) or by_id.get(name):
+        if source.tag is None:
+            return _from_transformers(name, source.id, pretrained, source.config)
+        return _from_open_clip(name, source.id, source.tag if pretrained is True else pretrained)
+    if name.startswith("hf-hub:") or name in open_clip_names():
+        return _from_open_clip(name, name, pretrained)
+    return _from_transformers(name, name, pretrained)
+
+
+def _from_open_clip(*arguments: object) -> Loaded:
+    from residual.encoders import from_open_clip
+
+    return from_open_clip.load(*arguments)
+
+
+def _from_transformers(*arguments: object) -> Loaded:
+    from residual.encoders import from_transformers
+
+    return from_transformers.load(*arguments)

@@ -1,4 +1,4 @@
-"""The one shape that all decomposable image towers share, read off the libraries' own modules.
+"""What loaders return: a model and its image tower, described in the same way for all libraries.
 
 A tower is pre-norm blocks around a residual stream, a final LayerNorm, and at most
 one linear projection, read at the class token (appendix A.1). Anything else is refused.
@@ -6,21 +6,14 @@ one linear projection, read at the class token (appendix A.1). Anything else is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import open_clip.model as oc_model
-import open_clip.transformer as oc
 import torch.nn.functional as F
-import transformers as hf
 from jaxtyping import Float
-from open_clip.coca_model import CoCa
+from PIL.Image import Image
 from torch import Tensor, nn
-from transformers.models.blip.modeling_blip import BlipEncoderLayer
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
-from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import Dinov2WithRegistersLayer
-from transformers.models.vit.modeling_vit import ViTLayer
 
 
 class UnsupportedArchitectureError(ValueError):
@@ -62,34 +55,39 @@ class Tower:
     image_size: tuple[int, int]
     smallest: int | None = None  # smallest side of other image sizes that the tower takes; None: it takes none
 
+    def checked(self, name: str) -> Tower:
+        """This tower, if Eq. 1 holds for it; raises UnsupportedArchitectureError, with the reason, if not."""
+        if not isinstance(self.norm, nn.LayerNorm):
+            refuse(name, f"its final norm is {type(self.norm).__name__}, not LayerNorm")
+        if self.norm.weight is None or self.norm.bias is None:
+            refuse(name, "its final norm has no weight or no bias")
+        for index, block in enumerate(self.blocks):
+            if not isinstance(block.out, nn.Linear):
+                refuse(name, f"the output projection of block {index} is {type(block.out).__name__}, not Linear")
+        return self
 
-def read_tower(model: nn.Module, name: str) -> Tower:
-    """Describe the image tower of a model.
 
-    Raises UnsupportedArchitectureError, with the name and the reason, where Eq. 1 does not hold.
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model with what turns images and texts into its inputs.
+
+    family: "OpenCLIP", "CLIP", "BLIP", "DINOv2" or "ViT". weights: where they come from.
+    preprocess: PIL image -> normalised pixels [3 h w]. mean, std: of the pixels that it normalises.
+    text: (model, texts) -> encodings [t d]; None without a text tower or tokenizer.
     """
-    readers = {
-        oc_model.CLIP: _open_clip,
-        oc_model.CustomTextCLIP: _open_clip,
-        CoCa: _open_clip,
-        hf.BlipForImageTextRetrieval: _blip,
-        hf.CLIPModel: _clip,
-        hf.Dinov2Model: _dinov2,
-        hf.Dinov2WithRegistersModel: _dinov2,
-        hf.ViTModel: _vit,
-    }
-    reader = readers.get(type(model))
-    if reader is None:
-        refuse(name, f"models of class {type(model).__name__} have no known tower")
-    tower = reader(model, name)
-    if not isinstance(tower.norm, nn.LayerNorm):
-        refuse(name, f"its final norm is {type(tower.norm).__name__}, not LayerNorm")
-    if tower.norm.weight is None or tower.norm.bias is None:
-        refuse(name, "its final norm has no weight or no bias")
-    for index, block in enumerate(tower.blocks):
-        if not isinstance(block.out, nn.Linear):
-            refuse(name, f"the output projection of block {index} is {type(block.out).__name__}, not Linear")
-    return tower
+
+    model: nn.Module
+    family: str
+    weights: str
+    read_tower: Callable[[nn.Module, str], Tower]
+    preprocess: Callable[[Image], Float[Tensor, "3 h w"]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    text: Callable[[nn.Module, Sequence[str]], Float[Tensor, "t d"]] | None
+
+
+def refuse(name: str, reason: str) -> None:
+    raise UnsupportedArchitectureError(f"{name} cannot be decomposed into residual units: {reason}")
 
 
 def sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
@@ -98,51 +96,8 @@ def sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def refuse(name: str, reason: str) -> None:
-    raise UnsupportedArchitectureError(f"{name} cannot be decomposed into residual units: {reason}")
-
-
-def _open_clip(model: nn.Module, name: str) -> Tower:
-    visual = model.visual
-    if not isinstance(visual, oc.VisionTransformer):
-        refuse(name, f"its image tower is {type(visual).__name__}, not open_clip's VisionTransformer")
-    if visual.attn_pool is not None:
-        refuse(name, "it pools by attention, which is not linear in the residual stream")
-    if visual.pool_type != "tok":
-        refuse(name, f"it pools by {visual.pool_type!r}, and has no class token to read")
-    if not isinstance(visual.patch_dropout, nn.Identity):
-        refuse(name, "it drops patches")
-    blocks = []
-    for module in visual.transformer.resblocks:
-        if type(module) is not oc.ResidualAttentionBlock:
-            refuse(name, f"its blocks are {type(module).__name__}, whose inner norms and scales are not linear")
-        attention = module.attn
-        blocks.append(
-            Block(
-                module,
-                module.ln_1,
-                _fused(lambda a=attention: (a.in_proj_weight, a.in_proj_bias)),
-                attention.num_heads,
-                attention.out_proj,
-                module.ls_1,
-                module.ln_2,
-                module.mlp,
-                module.ls_2,
-            )
-        )
-
-    def forward(pixels: Tensor) -> Tensor:
-        output = visual(pixels)
-        return output[0] if isinstance(output, tuple) else output
-
-    def projection() -> tuple[Tensor | None, None]:
-        return (None if visual.proj is None else visual.proj.T), None
-
-    return Tower(visual, forward, tuple(blocks), visual.ln_post, projection, tuple(visual.image_size))
-
-
-def _fused(parameters: Callable[[], tuple[Tensor, Tensor | None]]) -> Callable:
-    """Queries, keys and values from one weight [3w w]; queries for fewer tokens use its first third only."""
+def fused_qkv(parameters: Callable[[], tuple[Tensor, Tensor | None]]) -> Callable:
+    """Queries, keys and values from one weight [3w w]; queries for fewer tokens use only its first third."""
 
     def qkv(tokens: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight, bias = parameters()
@@ -156,76 +111,17 @@ def _fused(parameters: Callable[[], tuple[Tensor, Tensor | None]]) -> Callable:
     return qkv
 
 
-def _separate(query: nn.Module, key: nn.Module, value: nn.Module) -> Callable:
+def separate_qkv(query: nn.Module, key: nn.Module, value: nn.Module) -> Callable:
     return lambda tokens, queries: (query(queries), key(tokens), value(tokens))
 
 
-def _transformers_block(module: nn.Module) -> Block:
-    """A block of transformers' ViT, DINOv2, CLIP or BLIP, which differ in names only."""
-    match module:
-        case BlipEncoderLayer() | CLIPEncoderLayer():
-            attention, norm1, norm2 = module.self_attn, module.layer_norm1, module.layer_norm2
-            heads = attention.num_heads
-        case ViTLayer():
-            attention, norm1, norm2 = module.attention, module.layernorm_before, module.layernorm_after
-            heads = attention.num_attention_heads
-        case Dinov2Layer() | Dinov2WithRegistersLayer():
-            attention, norm1, norm2 = module.attention, module.norm1, module.norm2
-            heads = attention.num_attention_heads
-        case _:
-            raise UnsupportedArchitectureError(f"blocks of class {type(module).__name__} are not decomposable")
-    if isinstance(module, BlipEncoderLayer):
-        qkv, out = _fused(lambda: (attention.qkv.weight, attention.qkv.bias)), attention.projection
-    else:
-        qkv = _separate(attention.q_proj, attention.k_proj, attention.v_proj)
-        out = attention.out_proj if isinstance(module, CLIPEncoderLayer) else attention.o_proj
-    scale1, scale2 = (getattr(module, f"layer_scale{i}", nn.Identity()) for i in (1, 2))
-    return Block(module, norm1, qkv, heads, out, scale1, norm2, module.mlp, scale2)
-
-
-def _blip(model: hf.BlipForImageTextRetrieval, name: str) -> Tower:
-    vision = model.vision_model
-
-    def forward(pixels: Tensor) -> Tensor:
-        # `pooler_output` would apply the final norm twice; retrieval reads the class token.
-        return model.vision_proj(vision(pixels).last_hidden_state[:, 0])
-
-    return _transformers_tower(
-        vision, forward, vision.encoder.layers, vision.post_layernorm, model.vision_proj, vision.config
-    )
-
-
-def _clip(model: hf.CLIPModel, name: str) -> Tower:
-    vision = model.vision_model
-
-    def forward(pixels: Tensor) -> Tensor:
-        return model.visual_projection(vision(pixels).pooler_output)
-
-    return _transformers_tower(
-        vision, forward, vision.encoder.layers, vision.post_layernorm, model.visual_projection, vision.config
-    )
-
-
-def _dinov2(model: nn.Module, name: str) -> Tower:
-    def forward(pixels: Tensor) -> Tensor:
-        return model(pixels).last_hidden_state[:, 0]
-
-    return _transformers_tower(
-        model, forward, model.encoder.layer, model.layernorm, None, model.config, max(sides(model.config.patch_size))
-    )
-
-
-def _vit(model: hf.ViTModel, name: str) -> Tower:
-    def forward(pixels: Tensor) -> Tensor:
-        return model(pixels).last_hidden_state[:, 0]
-
-    return _transformers_tower(model, forward, model.layers, model.layernorm, None, model.config)
-
-
-def _transformers_tower(root, forward, layers, norm, linear: nn.Linear | None, config, smallest=None) -> Tower:
-    def projection() -> tuple[Tensor | None, Tensor | None]:
-        return (None, None) if linear is None else (linear.weight, linear.bias)
-
-    return Tower(
-        root, forward, tuple(map(_transformers_block, layers)), norm, projection, sides(config.image_size), smallest
-    )
+@contextlib.contextmanager
+def clear_errors(name: str) -> Iterator[None]:
+    """Say what to do when weights or configuration cannot be fetched or read."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(
+            f"cannot load {name!r}: {str(error).strip().splitlines()[0]} Weights come from a hub, its cache or a local "
+            "folder: connect once, give a complete folder, or pass pretrained=False for random weights."
+        ) from error

@@ -1,19 +1,20 @@
-"""The paper's data sets as they are known before anything is downloaded, from catalogue.yml."""
+"""The paper's data sets as far as they are known before a download, from catalogue.yml, and names of others."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-HELD = 0.1  # of an official training split, for validation where there is none
+HELD_OUT = 0.1  # of an official training split, for validation where there is none
 SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # of a set that is not divided
 
 
 class HubSet(BaseModel):
-    """What is known of a data set; the fields are told in catalogue.yml."""
+    """What is known about a data set; catalogue.yml explains the fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     repo: str
@@ -28,11 +29,11 @@ class HubSet(BaseModel):
     gated: bool = False
 
     def counts(self) -> dict[str, int]:
-        """Images of each split, as `residual.hub.read_split` divides them."""
+        """Images of each split, as `read_split` divides them."""
         if not (self.train and self.test):
             whole = self.train + self.test
             return {split: int(high * whole) - int(low * whole) for split, (low, high) in SHARES.items()}
-        held = int(HELD * self.train)
+        held = int(HELD_OUT * self.train)
         train = self.train - held
         return {"train": min(train, self.limit or train), "validation": held, "test": self.test}
 
@@ -42,3 +43,18 @@ def catalogue() -> dict[str, HubSet]:
     """The paper's data sets, by the names they have here."""
     entries = yaml.safe_load(Path(__file__).with_name("catalogue.yml").read_text())
     return {name: HubSet(**entry) for name, entry in entries.items()}
+
+
+def readable(name: str) -> bool:
+    """Whether a name is one of the catalogue, a folder, or looks like a hub id ("org/name"), "@revision" aside."""
+    base = name.partition("@")[0]
+    is_id = base.count("/") == 1 and all(base.split("/")) and base[0] not in ".~"
+    return base in catalogue() or local_folder(name) is not None or is_id
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a name stands for; None where there is none."""
+    with contextlib.suppress(RuntimeError, OSError):  # "~nobody"
+        folder = Path(name).expanduser().resolve()
+        return folder if folder.is_dir() else None
+    return None

@@ -1,7 +1,8 @@
-"""How a set lies in files and tables: which files are which split, where image and label are, how classes are called.
+"""How a data set is laid out on disk: the files of each split, the columns of image and label, the names of classes.
 
-`datasets` goes by words anywhere in a path and by the most frequent ending: a class called "train" loses its images,
-and a text file beside the only tar of a split makes it text. So the files of tars and image folders are named to it.
+`datasets` goes by words anywhere in a path and by the most frequent file ending: a class called "train" loses its
+images, and a text file beside the only tar of a split turns the set into text. So tars and image folders are listed
+to it file by file.
 """
 
 from __future__ import annotations
@@ -50,40 +51,40 @@ def data_files(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
     if any(path.name.endswith(TABLES) and not path.name.startswith("metadata.") for path in near):
         return None
     splits = [path for path in near if path.parent == folder and path.is_dir() and split_of(path.name)]
-    patterns = {f"{escape(str(path))}/{depth}": (path.name,) for path in splits if (depth := _depth_of_images(path))}
+    patterns = {f"{escape(str(path))}/{depth}": (path.name,) for path in splits if (depth := _image_pattern(path))}
     if not patterns:  # classes, or images with a table of their labels, without splits
-        depth = _depth_of_images(folder)
+        depth = _image_pattern(folder)
         return ("imagefolder", {"train": [f"{escape(str(folder))}/{depth}"]}) if depth else None
     folders = {path.name for path in near if path.parent == folder and path.is_dir()}
-    if aside := sorted(folders - {own for (own,) in patterns.values()}):
-        log.warning("%s: %s left aside, as they hold no images by class or no split", folder.name, ", ".join(aside))
+    if ignored := sorted(folders - {split for (split,) in patterns.values()}):
+        log.warning("%s: ignored %s, which hold no split, or no images by class", folder.name, ", ".join(ignored))
     return "imagefolder", _by_split(patterns, folder)
 
 
 def split_of(word: str) -> str | None:
-    """The split that a word stands for, whatever its case: "Training" is "train"."""
+    """The split that a word stands for, in any case: "Training" is "train"."""
     return next((split for split, words in SPLIT_WORDS.items() if word.lower() in words), None)
 
 
 def _by_split(files: Mapping[str, tuple[str, ...]], folder: Path) -> dict[str, list[str]]:
-    """Files by the first of their parts that names a split. Where none has one, all are one split."""
-    found: dict[str | None, list[str]] = {}
+    """Files by the first of their parts that names a split. If none does, all are one split."""
+    by_split: dict[str | None, list[str]] = {}
     for file, parts in files.items():
         words = [*parts[:-1], re.split(r"[-_. 0-9]", parts[-1])[0]]
-        found.setdefault(next(filter(None, map(split_of, words)), None), []).append(file)
-    if (rest := found.pop(None, [])) and found:
-        log.warning("%s: %d files belong to no split and are left aside, such as %s", folder.name, len(rest), rest[0])
-    return found or {"train": rest}
+        by_split.setdefault(next(filter(None, map(split_of, words)), None), []).append(file)
+    if (rest := by_split.pop(None, [])) and by_split:
+        log.warning("%s: ignored %d files that belong to no split, such as %s", folder.name, len(rest), rest[0])
+    return by_split or {"train": rest}
 
 
-def _depth_of_images(folder: Path) -> str:
+def _image_pattern(folder: Path) -> str:
     """A pattern for images by class below a folder, or for all where a table names the labels; "" without either."""
     visible = [path for path in folder.iterdir() if _visible(path.relative_to(folder))]
     if any(path.name in ("metadata.csv", "metadata.jsonl") for path in visible):
         return "**"
     endings = tuple(ImageFolder.EXTENSIONS)
-    classes = (path for path in visible if path.is_dir())
-    return "*/**" if any(own.name.lower().endswith(endings) for path in classes for own in path.rglob("*")) else ""
+    files = (file for path in visible if path.is_dir() for file in path.rglob("*"))
+    return "*/**" if any(file.name.lower().endswith(endings) for file in files) else ""
 
 
 def _visible(path: Path) -> bool:
@@ -104,7 +105,7 @@ def image_column(features: datasets.Features, name: str) -> str:
 def label_column(features: datasets.Features, name: str, *, named: bool) -> str:
     """The column of labels, by its name, or the only one of the type for classes. Raises ValueError for none.
 
-    named: whether classnames.txt names classes; if not, words go before numbers.
+    named: whether classnames.txt names the classes; if not, words are preferred to numbers.
     """
     columns = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     words = (
@@ -112,19 +113,19 @@ def label_column(features: datasets.Features, name: str, *, named: bool) -> str:
     )
     likely = [column for column in features if _rank(column, LABELS) < 99]
     likely.sort(key=lambda column: (column not in columns, column not in words, _rank(column, LABELS)))
-    found = likely or (columns if len(columns) == 1 else []) or [column for column in features if column == "txt"]
-    if not found:
+    best = likely or (columns if len(columns) == 1 else []) or [column for column in features if column == "txt"]
+    if not best:
         raise ValueError(
             f"{name} holds no labelled images: of its columns, {', '.join(features)}, none is called "
             f"{', '.join(LABELS)}. In a folder, images must lie in one folder for each class, all at one depth"
         )
-    if not isinstance(features[found[0]], datasets.ClassLabel | datasets.Value):
-        raise ValueError(f"{name}: {found[0]} does not hold one label for an image, but {features[found[0]]}")
-    return found[0]
+    if not isinstance(features[best[0]], datasets.ClassLabel | datasets.Value):
+        raise ValueError(f"{name}: {best[0]} does not hold one label for an image, but {features[best[0]]}")
+    return best[0]
 
 
 def _rank(column: str, names: tuple[str, ...]) -> int:
-    """Its place among names, whatever its case, for any of its parts: "json.label" is a label."""
+    """A column's place among names, in any case, for any of its parts: "json.label" is a label."""
     places = [names.index(part) for part in column.lower().split(".") if part in names]
     return min(places, default=99)
 
@@ -138,22 +139,22 @@ def _holds_bytes(kind: object) -> bool:
 def read_labels(
     tables: Mapping[str, datasets.Dataset], column: str, words: list[str] | None, name: str
 ) -> tuple[dict[str, Int64[Tensor, "n"]], tuple[str, ...]]:
-    """Labels of every split, -1 where there is none, and the names of the classes, alike for all splits.
+    """Labels of every split, -1 where there is none, and the names of the classes, the same for all splits.
 
-    words: the lines of the set's own classnames.txt. Raises ValueError where labels and names do not fit.
+    words: the lines of the set's classnames.txt. Raises ValueError where labels and names do not fit.
     """
     kind = next(iter(tables.values())).features[column]
     values = {split: table[column][:] for split, table in tables.items()}
-    known = {value for own in values.values() for value in own if value is not None}
+    known = {value for column in values.values() for value in column if value is not None}
     if not known:
         raise ValueError(f"{name} has no labelled split: {column} is empty in {', '.join(tables)}")
     if all(isinstance(value, str) for value in known):
         if not (words and all(value.strip().isdigit() for value in known)):
             names = tuple(sorted(known))
             index = {text: i for i, text in enumerate(names)}
-            return {split: _tensor(map(index.get, own)) for split, own in values.items()}, names
+            return {split: _tensor(map(index.get, words)) for split, words in values.items()}, names
     elif any(int(value) != value for value in known):
-        raise ValueError(f"{name}: labels are no whole numbers, such as {next(v for v in known if int(v) != v)}")
+        raise ValueError(f"{name}: labels are not whole numbers, such as {next(v for v in known if int(v) != v)}")
     names = words
     if isinstance(kind, datasets.ClassLabel):
         if words and len(words) != len(kind.names):
@@ -161,8 +162,8 @@ def read_labels(
         names = words if words and set(words) != set(kind.names) else kind.names
     if names is None:
         raise ValueError(f"{name} has numbers for labels and no {CLASSES}; put the names there, one to a line")
-    labels = {split: _tensor(own) for split, own in values.items()}
-    low, high = (end(int(end(own)) for own in labels.values() if len(own)) for end in (min, max))
+    labels = {split: _tensor(numbers) for split, numbers in values.items()}
+    low, high = (end(int(end(numbers)) for numbers in labels.values() if len(numbers)) for end in (min, max))
     if low < -1 or high >= len(names):
         raise ValueError(f"{name}: labels run from {low} to {high}, but {len(names)} classes have names")
     return labels, tuple(names)
@@ -173,7 +174,7 @@ def _tensor(values: Iterable[object]) -> Int64[Tensor, "n"]:
 
 
 def read_lines(path: Path, name: str) -> list[str] | None:
-    """The lines of a text file of a set, without blanks at their ends; None where there is none.
+    """The lines of a text file of a set, without blanks at their ends; None where there is no such file.
 
     Raises ValueError for a blank line among others: it would shift all names after it.
     """

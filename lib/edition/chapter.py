@@ -1,0 +1,113 @@
+"""A chapter as its cells see it: parameters, encoders, units, tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from myst_nb import glue
+from pandas.io.formats.style import Styler
+from torch import Tensor
+
+from edition import STARTED, results
+from edition.claims import claim_table
+from edition.inputs import Extraction, extractions, task_parts
+from edition.pages import READS, ParameterError, chapter_defaults, chapter_path, project_root
+from edition.parameters import check_parameters
+from residual.data.dataset import SPLITS, Dataset, split_task
+from residual.encoders.encoder import Encoder, load_encoder
+from residual.store import StoredUnits
+
+
+class Chapter:
+    """One run of a chapter.
+
+    name: of its file in book/. namespace: `globals()`, in which the cell tagged `parameters` has assigned them.
+    Raises ParameterError, before any work, for bad or missing parameters.
+    """
+
+    def __init__(self, name: str, namespace: dict[str, Any]) -> None:
+        self.name, names = name, chapter_defaults(chapter_path(name))
+        if missing := sorted(set(names) - set(namespace)):
+            raise ParameterError(f"no parameters {missing}; the first cell of book/{name}.md assigns them")
+        self.parameters = {key: namespace[key] for key in names}
+        check_parameters(**self.parameters)
+        self.profile, self.root = self.parameters["profile"], project_root()
+
+    def encoder(self, name: str) -> Encoder:
+        return load_encoder(name, seed=self.parameters["seed"], device=self.parameters["device"])
+
+    def encoders(self) -> dict[str, Encoder]:
+        """All encoders and controls, by name."""
+        names = (*self.parameters["encoders"], *self.parameters.get("controls", ()))
+        return {name: self.encoder(name) for name in names}
+
+    @cached_property
+    def extractions(self) -> list[Extraction]:
+        """All that the chapter may extract: of each encoder first the set it is about, or the reference set."""
+        return extractions(self.name, self.parameters)
+
+    def _extraction(self, dataset: str | None, split: str | None, encoder: str | None = None) -> Extraction:
+        ours = [e for e in self.extractions if encoder in (None, e.encoder)]
+        if dataset is not None:
+            key = dataset, split or self.parameters["split"]
+            ours = [e for e in reversed(ours) if (e.dataset, e.split) == key]
+        if not ours:
+            raise ParameterError(f"{self.name} extracts no such units; add them to _EXTRACTIONS in edition/inputs.py")
+        return ours[0]
+
+    def data(self, dataset: str | None = None, split: str | None = None) -> Dataset:
+        """The images that the chapter reads of a data set; by default of its own, or of the reference set."""
+        return self._extraction(dataset, split).data()
+
+    def units(self, encoder: Encoder, dataset: str | None = None, split: str | None = None) -> StoredUnits:
+        """The units of these images, extracted by whichever chapter comes first."""
+        extraction = self._extraction(dataset, split, encoder.name)
+        return extraction.units(encoder, extraction.data(), progress=False)
+
+    def task(self, task: str) -> dict[str, tuple[Dataset, Tensor]]:
+        """Every split of a task with its labels; see `task_parts`."""
+        return task_parts(task, self.parameters["images"], self.parameters["seed"])
+
+    def task_units(self, encoder: Encoder, task: str) -> tuple[dict[str, StoredUnits], dict[str, Tensor]]:
+        """Units and labels of every split of a task."""
+        name, labels = split_task(task)[0], {split: labels for split, (_, labels) in self.task(task).items()}
+        return {split: self.units(encoder, name, split) for split in SPLITS}, labels
+
+    @property
+    def folder(self) -> Path:
+        """Where tables and other results of the run are."""
+        return results.results_folder(self.profile)
+
+    def save(self, table: pd.DataFrame, name: str) -> None:
+        """Write a tidy table of this run to _build/results/<profile>/<name>.csv."""
+        results.save_results(table, self.profile, name)
+
+    def load(self, name: str, chapter: str) -> pd.DataFrame:
+        """A table that another chapter saved. Raises FileNotFoundError that names the chapter to run."""
+        return results.load_results(self.profile, name, chapter=chapter)
+
+    def load_all(self, prefix: str) -> pd.DataFrame:
+        """The tables <prefix>_<chapter> of every chapter that this one reads, one below the other."""
+        tables = {name: self.load(f"{prefix}_{name}", name).assign(chapter=name) for name in READS[self.name]}
+        return pd.concat(tables.values(), ignore_index=True)
+
+    def claims(self, rows: Iterable[pd.DataFrame]) -> Styler:
+        """Save the chapter's verdicts, rows of `edition.claims.check`, and show them."""
+        table = pd.concat(list(rows))
+        self.save(table, f"claims_{self.name}")
+        return claim_table(table)
+
+    @staticmethod
+    def glue(**values: Any) -> None:
+        """Values that the text of the page shows, by name."""
+        for name, value in values.items():
+            glue(name, value, display=False)
+
+    def card(self, **facts: Any) -> pd.DataFrame:
+        """What a reader needs to repeat the run: its parameters, other facts, versions, machine, seconds."""
+        return results.run_card(time.monotonic() - STARTED, self.parameters | facts)

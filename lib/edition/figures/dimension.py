@@ -1,0 +1,59 @@
+"""Figures of section 3.1: dimensions by layer."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+COLUMNS = {"linear_id": "L", "twonn_id": "N", "ratio": "Ratio", "evr1": "EVR$_1$"}
+DECIMALS = {"linear_id": 1, "twonn_id": 1, "ratio": 2, "evr1": 2}
+
+
+def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
+    """Fig. 2: for each model, layers in rows and L, N, their ratio and EVR1 in columns.
+
+    table: columns model, layer, linear_id, twonn_id, ratio, evr1. Shades run from the smallest
+    to the largest value of each column of each model.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    across = min(len(models), 3)
+    down = -(-len(models) // across)
+    height = down * (0.23 * table.groupby("model").size().max() + 0.8)
+    _, axes = plt.subplots(down, across, figsize=(3 * across, height), squeeze=False, layout="constrained")
+    for ax, model in zip(axes.flat, models, strict=False):
+        rows = table[table["model"] == model].set_index("layer")[list(COLUMNS)]
+        shades = (rows - rows.min()) / (rows.max() - rows.min()).replace(0, 1)
+        text = rows.apply(lambda column: column.map(lambda v, c=column.name: f"{v:.{DECIMALS[c]}f}"))
+        sns.heatmap(shades, annot=text, fmt="", cmap="Blues", vmax=1.25, cbar=False, ax=ax, annot_kws={"size": 8})
+        ax.set_xticklabels(COLUMNS.values())
+        ax.set_yticklabels(rows.index, rotation=0)
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0)
+        ax.set(xlabel="", ylabel="Layer", title=model)
+    for ax in axes.flat[len(models) :]:
+        ax.remove()
+    return list(axes.flat[: len(models)])
+
+
+def dimension_curves(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[Axes]:
+    """L, N, their ratio and EVR1 against relative depth: ours in heavy lines with two standard errors, theirs thin."""
+    figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
+    dashes = ["-", "--", ":", "-.", (0, (5, 1, 1, 1)), (0, (1, 3)), (0, (8, 2))]
+    colours = sns.color_palette("colorblind")
+    for table, width, palette in ((ours, 2.5, colours), (theirs, 1.0, ["black", "dimgrey", "grey"])):
+        for index, (model, rows) in enumerate(table.groupby("model", sort=False)):
+            style = {"ls": dashes[index % len(dashes)], "color": palette[index % len(palette)], "lw": width}
+            depth = rows["layer"] / rows["layer"].max()
+            for ax, column in zip(axes.flat, COLUMNS, strict=True):
+                ax.plot(depth, rows[column], label=model, **style)
+                if f"{column}_se" in rows:
+                    margin = 2 * rows[f"{column}_se"].fillna(0)
+                    band = rows[column] - margin, rows[column] + margin
+                    ax.fill_between(depth, *band, color=style["color"], alpha=0.2, lw=0)
+    for ax, name in zip(axes.flat, ("L (PCA, 99 %)", "N (TwoNN)", "Ratio L/N", "EVR$_1$"), strict=True):
+        ax.set(xlabel="relative depth", title=name)
+        ax.set_ylim(bottom=0)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return list(axes.flat)

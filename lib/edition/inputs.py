@@ -1,0 +1,167 @@
+"""What chapters read: one list of extractions for the chapters themselves, the plan and the Snakefile."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edition.pages import project_root
+from residual.alignment import Bases, component_scores
+from residual.data.dataset import SPLITS, Dataset, dataset_names, load_dataset, split_task
+from residual.data.hub.catalogue import catalogue
+from residual.data.miniature.sets import ENTRIES
+from residual.encoders.encoder import Encoder
+from residual.extraction import extract, is_extracted
+from residual.files import file_name, locked
+from residual.store import StoredUnits
+
+ALL = 10**9  # images
+IN_MEMORY = 2 * 10**9  # bytes of component scores; more are kept in files
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """An encoder on a split of a data set. images: at most so many. balanced: over classes.
+
+    coordinates: whether they are needed, or moments alone.
+    """
+
+    encoder: str
+    dataset: str
+    split: str
+    images: int
+    balanced: bool
+    coordinates: bool
+    seed: int
+    batch: int
+    precision: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """A file name that says all of it."""
+        kind = "coordinates" if self.coordinates else "moments"
+        count = "all" if self.images == ALL else str(self.images)
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:6]
+        return file_name(Path(self.encoder).name, Path(self.dataset).name, self.split, count, kind, digest)
+
+    def count(self) -> int | None:
+        """Images, where that is known without the data."""
+        if self.dataset in ENTRIES:
+            return min(self.images, ENTRIES[self.dataset].counts[self.split])
+        entry = catalogue().get(self.dataset.partition("@")[0])
+        return None if entry is None else min(self.images, entry.counts()[self.split])
+
+    def data(self) -> Dataset:
+        return task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced)
+
+    def units(self, encoder: Encoder, data: Dataset, **options: Any) -> StoredUnits | None:
+        """Extract, unless a chapter or a job has before. Stored coordinates are used even where moments would do."""
+        common = {"root": project_root() / "_build/units", "batch": self.batch, "precision": self.precision}
+        with_coordinates = self.coordinates or is_extracted(encoder, data, coordinates="float32", **common)
+        return extract(encoder, data, coordinates="float32" if with_coordinates else None, **common, **options)
+
+
+def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
+    """Every extraction that a chapter reads with these parameters, once."""
+    find = _EXTRACTIONS.get(chapter)
+    encoders = (*parameters.get("encoders", ()), *parameters.get("controls", ()))
+    return list(dict.fromkeys(e for name in encoders for e in find(name, parameters))) if find else []
+
+
+def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, images: int, **more: bool) -> Extraction:
+    options = {"balanced": False, "coordinates": True} | more
+    options |= {key: p[key] for key in ("seed", "batch", "precision")}
+    bounded = Extraction(encoder, dataset, split, images, **options)
+    whole = replace(bounded, images=ALL, balanced=False)
+    return whole if images >= (whole.count() or ALL) else bounded
+
+
+def _one_set(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
+    yield _extraction(encoder, p, p["dataset"], p["split"], p["images"])
+
+
+def _shapes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
+    yield _extraction(encoder, p, "shapes", p["split"], p["images"])
+
+
+def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
+    yield _extraction(encoder, p, p["dataset"], p["split"], p["reference_images"])
+    for name in p["others"] or dataset_names():
+        if name != p["dataset"]:
+            yield _extraction(encoder, p, name, p["split"], p["images"], coordinates=False)
+
+
+def _tasks(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
+    yield _extraction(encoder, p, p["dataset"], "train", p["reference_images"])
+    for name, split in product(dict.fromkeys(split_task(task)[0] for task in p["tasks"]), SPLITS):
+        yield _extraction(encoder, p, name, split, split_limit(split, p["images"]), balanced=split == "train")
+
+
+def _tasks_and_parity(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
+    yield from _tasks(encoder, p | {"tasks": [*p["tasks"], "shapes"]})
+
+
+_EXTRACTIONS = dict.fromkeys(("dimension", "pursuit", "semantics", "heads"), _one_set) | {
+    "ground_truth": _shapes,
+    "similarity": _reference_and_others,
+    "selection": _tasks,
+    "alignment": _tasks_and_parity,
+    "learned": _tasks,
+}
+
+
+def split_limit(split: str, images: int) -> int:
+    """The most images that are taken of a task's split; of validation half as many."""
+    return images // 2 if split == "validation" else images
+
+
+@functools.lru_cache(maxsize=64)
+def task_split(name: str, split: str, images: int, seed: int, *, balanced: bool = False) -> Dataset:
+    """At most `images` of a data set: the first ones, or balanced over classes."""
+    data = load_dataset(name, split, seed=seed)
+    count = min(images, len(data))
+    return data.balanced(count) if balanced else data.head(count)
+
+
+def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Tensor]]:
+    """Every split of a task: its data set, at most `images` of it (half of that for validation), and the task's labels.
+
+    Tasks of one data set share their images. Training images are balanced over its classes.
+    Raises ValueError where a class has no training image.
+    """
+    name, factor = split_task(task)
+    parts = {}
+    for split in SPLITS:
+        data = task_split(name, split, split_limit(split, images), seed, balanced=split == "train")
+        parts[split] = data, data.factors[factor].values if factor else data.labels
+    data, labels = parts["train"]
+    count = len(data.factors[factor].names if factor else data.classes)
+    if missing := count - len(labels.unique()):
+        raise ValueError(f"images = {images}: {missing} of {count} classes of {task} have no training image; take more")
+    return parts
+
+
+@contextmanager
+def residual_inputs(units: dict[str, StoredUnits], bases: Bases) -> Iterator[dict[str, Tensor]]:
+    """`component_scores` of every split. Above 2 GB they are in half precision in files, removed after use."""
+    if 4 * bases.width * sum(stored.manifest.count for stored in units.values()) <= IN_MEMORY:
+        yield {split: component_scores(stored, bases) for split, stored in units.items()}
+        return
+    manifest = next(iter(units.values())).manifest
+    folder = project_root() / "_build/scores" / file_name(
+        Path(manifest.encoder).name, Path(manifest.dataset).name, bases.kind
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.lock"), str(folder)):
+        yield {split: component_scores(stored, bases, folder) for split, stored in units.items()}
+        shutil.rmtree(folder, ignore_errors=True)  # an interrupted run leaves it; the next one uses and removes it

@@ -1,0 +1,103 @@
+"""What each parameter of a chapter may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
+
+from edition.pages import ParameterError, chapter_defaults, chapter_path, read_profile
+from residual.data.dataset import SPLITS, split_task
+from residual.encoders.names import check_name
+from residual.extraction import PRECISIONS
+
+
+def _data_set(value: str) -> str:
+    split_task(value)  # raises ValueError
+    return value
+
+
+def _distinct(values: list[str]) -> list[str]:
+    if repeated := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"{repeated} repeat; name each once")
+    return values
+
+
+def _device(value: str) -> str:
+    device = torch.device(value)  # raises RuntimeError for what is not a device
+    if device.type == "cuda":  # counted without opening a context on it: another process may be the one that computes
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ValueError(f"there are {count} CUDA devices here; 'cpu' always works")
+    else:
+        torch.zeros(1, device=device).item()  # raises where nothing can be computed
+    return value
+
+
+def _dictionary(value: str) -> str:
+    if value and not Path(value).expanduser().is_file():
+        raise ValueError("there is no such file; give a text file with one description to a line, or '' for ours")
+    return value
+
+
+Encoder = Annotated[str, AfterValidator(check_name)]
+DataSet = Annotated[str, AfterValidator(_data_set)]
+PARAMETERS: dict[str, Any] = {
+    "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
+    "encoders": Annotated[list[Encoder], Field(min_length=1), AfterValidator(_distinct)],
+    "controls": Annotated[list[Encoder], AfterValidator(_distinct)],
+    "tasks": Annotated[list[DataSet], Field(min_length=1), AfterValidator(_distinct)],
+    "finetune": list[Annotated[str, StringConstraints(pattern=r"^\S+ on \S+$")]],  # "encoder on task"
+    "dataset": DataSet,
+    "reference_images": Annotated[int, Field(ge=100)],
+    "others": Annotated[list[DataSet], AfterValidator(_distinct)],
+    "split": Literal[SPLITS],
+    "images": Annotated[int, Field(ge=100)],  # TwoNN needs enough in a quarter of them
+    "batch": Annotated[int, Field(ge=1)],
+    "seed": Annotated[int, Field(ge=0)],
+    "seeds": Annotated[int, Field(ge=1)],  # how many
+    "base_tolerance": Annotated[float, Field(gt=0, le=1)],
+    "device": Annotated[str, AfterValidator(_device)],
+    "precision": Literal[tuple(PRECISIONS)],
+    "workers": Annotated[int, Field(ge=0)],
+    "dictionary": Annotated[str, AfterValidator(_dictionary)],
+}
+
+
+def check_parameters(**values: Any) -> None:
+    """Check the parameters of a chapter, before any work.
+
+    Raises ParameterError that names every bad one, its value and what it may be.
+    """
+    if unknown := sorted(set(values) - set(PARAMETERS)):
+        raise ParameterError(f"unknown parameters {unknown}; parameters are {', '.join(PARAMETERS)}")
+    fields = {name: (PARAMETERS[name], ...) for name in values}
+    try:
+        create_model("Parameters", __config__=ConfigDict(strict=True), **fields).model_validate(values)
+    except ValidationError as error:
+        problems = [(p["loc"][0], p["msg"].removeprefix("Value error, ")) for p in error.errors()]
+    except (RuntimeError, AssertionError) as error:  # of torch, about devices
+        problems = [("device", str(error))]
+    else:
+        problems = _check_pairs(values)
+    if problems:
+        raise ParameterError("; ".join(f"{name} = {values[name]!r}: {message}" for name, message in problems))
+
+
+def _check_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """A problem where a pair to fine-tune is not among the run's encoders and tasks."""
+    if not {"encoders", "tasks", "finetune"} <= set(values):
+        return []
+    pairs = {f"{name} on {task}" for name in values["encoders"] for task in values["tasks"]}
+    wrong = sorted(set(values["finetune"]) - pairs)
+    message = f"{wrong} are not among this run's encoders and tasks; -p finetune '[]' fine-tunes none"
+    return [("finetune", message)] if wrong else []
+
+
+def chapter_parameters(chapter: str, profile: Path) -> dict[str, Any]:
+    """What a chapter runs with in a profile, defaults included. Raises ParameterError for bad values."""
+    values = chapter_defaults(chapter_path(chapter)) | read_profile(profile, chapter)
+    check_parameters(**values)
+    return values

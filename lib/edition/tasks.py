@@ -1,0 +1,268 @@
+"""Section 4 on all encoders and tasks of a chapter: rows of selection, alignment and fine-tuning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from edition.chapter import Chapter
+from edition.inputs import residual_inputs
+from edition.reproduction import check_base
+from edition.results import published
+from residual import alignment, selection
+from residual.alignment import LinearAligner, ResiDual
+from residual.data.dataset import Dataset, load_dataset, split_task
+from residual.encoders.encoder import Encoder
+from residual.files import file_name
+from residual.selection import zero_shot_accuracy
+from residual.store import StoredUnits
+
+SCORES = ("U", "U|T", "S")
+SHARE = 0.05  # of the heads, in Table 1
+DRAWS = 10  # of random heads
+PARITY = ("an even drawing", "an odd drawing")  # the classes of a task that no unit carries
+
+TEXT_MEASURES = ("zero_shot", "zero_shot_se", "aligned", "aligned_se")
+SELECTION = ("share", "heads", "strategy", "ablation", "accuracy", "accuracy_se")
+ALIGNMENT = ("method", "seed", "accuracy", "accuracy_se", "validation", "params", "epochs", "rate", "seconds")
+
+
+class Tasks:
+    """The encoders and tasks of a chapter.
+
+    Raises ValueError, before any extraction, for a task without training images of a class; and before any training,
+    where an encoder's own accuracy is far from the published one.
+    """
+
+    def __init__(self, run: Chapter) -> None:
+        p = run.parameters
+        self.run, self.seed, self.names, self.workers = run, p["seed"], p["tasks"], p.get("workers", 0)
+        self._references: dict[str, StoredUnits] = {}
+        self._bases: dict[tuple[str, str], alignment.Bases] = {}
+        self.encoders = run.encoders()
+        for task in self.names:
+            run.task(task)
+        self.classes = {
+            (name, task): selection.class_encodings(encoder, load_dataset(task, "test", seed=self.seed))
+            for (name, encoder), task in product(self.encoders.items(), self.names)
+        }
+        theirs = published("unit_selection")
+        for encoder, task in tqdm(self.pairs(), desc="bases", disable=None):
+            accuracy, _ = self.base(encoder, task)
+            check_base(encoder.name, task, accuracy, theirs, tolerance=p["base_tolerance"])
+
+    def pairs(self) -> list[tuple[Encoder, str]]:
+        return list(product(self.encoders.values(), self.names))
+
+    def base(self, encoder: Encoder, task: str) -> tuple[float, float]:
+        """The encoder's own zero-shot accuracy on the test split, and its standard error."""
+        units = self.run.units(encoder, split_task(task)[0], "test")
+        return self.accuracy(encoder, task, units.outputs())
+
+    def accuracy(self, encoder: Encoder, task: str, outputs: Tensor) -> tuple[float, float]:
+        """Zero-shot accuracy of test outputs, and its standard error."""
+        _, labels = self.run.task(task)["test"]
+        return zero_shot_accuracy(outputs, self.classes[encoder.name, task], labels)
+
+    def reference(self, encoder: Encoder) -> StoredUnits:
+        """Its units on the reference set, read once."""
+        if encoder.name not in self._references:
+            self._references[encoder.name] = self.run.units(encoder)
+        return self._references[encoder.name]
+
+    def bases(self, encoder: Encoder, kind: str) -> alignment.Bases:
+        """`reference_bases` of the reference set, computed once."""
+        if (encoder.name, kind) not in self._bases:
+            self._bases[encoder.name, kind] = alignment.reference_bases(self.reference(encoder), kind)
+        return self._bases[encoder.name, kind]
+
+    def fit(
+        self, aligner: nn.Module, encoder: Encoder, classes: Tensor, inputs: dict, labels: dict, seed: int
+    ) -> alignment.Fit:
+        """Train on the training split, with the encoder's logit scale, and early stopping on the validation split."""
+        return alignment.fit(
+            aligner.to(self.run.parameters["device"]),
+            (inputs["train"], labels["train"]),
+            (inputs["validation"], labels["validation"]),
+            classes,
+            scale=encoder.logit_scale or 100.0,
+            seed=seed,
+            checkpoint=self.run.root / "_build/fits",
+            workers=self.workers,
+            progress=isinstance(aligner, alignment.FineTuned),
+        )
+
+
+def selection_rows(tasks: Tasks, encoder: Encoder, task: str) -> tuple[list[tuple], dict[str, list[int]]]:
+    """Rows of SELECTION for one encoder and task (Table 1), and the heads that each score chooses, best first."""
+    units, labels = tasks.run.task_units(encoder, task)
+    classes, means = tasks.classes[encoder.name, task], {"zero": None, "mean": tasks.reference(encoder)}
+    scores = {m: selection.score_units(units["validation"], m, classes, labels=labels["validation"]) for m in SCORES}
+    count = encoder.layers * encoder.heads
+    k = max(1, count // 20)
+
+    def ablated(heads: Tensor, ablation: str) -> tuple[float, float]:
+        return tasks.accuracy(encoder, task, selection.ablate(units["test"], heads, means[ablation]))
+
+    rows = [
+        (SHARE, k, m, ablation, *ablated(selection.select_top(scores[m], k), ablation))
+        for m in SCORES
+        for ablation in means
+    ]
+    for ablation in means:
+        drawn = (selection.score_units(units["test"], "R", seed=seed) for seed in range(DRAWS))
+        accuracies = [ablated(selection.select_top(values, k), ablation)[0] for values in drawn]
+        rows.append((SHARE, k, "R", ablation, np.mean(accuracies), np.std(accuracies, ddof=1) / DRAWS**0.5))
+        every = torch.ones(encoder.layers, encoder.heads, dtype=torch.bool)
+        rows.append((1.0, count, "H", ablation, *ablated(every, ablation)))
+    rows.append((1.0, count, "B", "none", *tasks.base(encoder, task)))
+    rows.append((1.0, count, "O", "zero", *_optimised(tasks, encoder, task, units, labels)))
+    for share, method in product((0.1, 0.2, 0.5), SCORES):
+        some = max(1, round(share * count))
+        rows.append((share, some, method, "zero", *ablated(selection.select_top(scores[method], some), "zero")))
+    order = {m: values.flatten().argsort(descending=True, stable=True) for m, values in scores.items()}
+    return rows, {m: values[:k].tolist() for m, values in order.items()}
+
+
+def _optimised(tasks: Tasks, encoder: Encoder, task: str, units: dict, labels: dict) -> tuple[float, float]:
+    """Accuracy with one trained weight for each head."""
+    bases = tasks.bases(encoder, "O")
+    weights = ResiDual(bases)
+    with residual_inputs(units, bases) as scores:
+        tasks.fit(weights, encoder, tasks.classes[encoder.name, task], scores, labels, tasks.seed)
+        return tasks.accuracy(encoder, task, alignment.transformed(weights, scores["test"]))
+
+
+def alignment_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple]:
+    """Rows of ALIGNMENT for one encoder and task: every method, for each seed (Table 2).
+
+    The first trained ResiDual is saved, for `load_adapter`.
+    """
+    units, labels = tasks.run.task_units(encoder, task)
+    seeds, nan = range(tasks.seed, tasks.seed + tasks.run.parameters["seeds"]), float("nan")
+    train = partial(training_row, tasks, encoder, tasks.classes[encoder.name, task], labels=labels)
+    yield "B", tasks.seed, *tasks.base(encoder, task), nan, 0, 0, nan, nan
+    outputs = {split: part.outputs() for split, part in units.items()}
+    for seed in seeds:
+        yield "Lin", seed, *train(LinearAligner(encoder.output_dim), outputs, seed=seed)
+    bases = {kind: tasks.bases(encoder, kind) for kind in ("RD", "RD*", "RD_Y")}
+    for method, basis in (bases | {"RD, own bases": alignment.reference_bases(units["train"], "RD")}).items():
+        with residual_inputs(units, basis) as scores:
+            for seed in seeds if method in bases else seeds[:1]:
+                yield method, seed, *train(aligner := ResiDual(basis), scores, seed=seed)
+                if (method, seed) == ("RD", tasks.seed):
+                    path = adapter_path(tasks.run, encoder.name, task)
+                    path.parent.mkdir(exist_ok=True)
+                    aligner.save(path, **run_facts(tasks.run, task))
+
+
+def training_row(
+    tasks: Tasks, encoder: Encoder, classes: Tensor, aligner: nn.Module, inputs: dict, labels: dict, seed: int
+) -> tuple:
+    """Fit one aligner: the columns of ALIGNMENT from accuracy on."""
+    start = time.monotonic()
+    result = tasks.fit(aligner, encoder, classes, inputs, labels, seed)
+    outputs = alignment.transformed(aligner, inputs["test"], workers=tasks.workers)
+    accuracy = zero_shot_accuracy(outputs, classes, labels["test"])
+    seconds = time.monotonic() - start
+    return *accuracy, result.accuracy, alignment.parameter_count(aligner), len(result.accuracies), result.rate, seconds
+
+
+def finetuning_row(tasks: Tasks, encoder: Encoder, task: str) -> tuple:
+    """A row of ALIGNMENT for full fine-tuning."""
+    parts = tasks.run.task(task)
+    images, labels = ({split: part[i] for split, part in parts.items()} for i in (0, 1))
+    images = {split: data.images for split, data in images.items()}
+    classes = tasks.classes[encoder.name, task]
+    return (
+        "FT",
+        tasks.seed,
+        *training_row(tasks, encoder, classes, alignment.FineTuned(encoder), images, labels, tasks.seed),
+    )
+
+
+def parity_rows(tasks: Tasks, encoder: Encoder) -> Iterator[tuple]:
+    """Method, accuracy, its error and validation accuracy where no unit carries the task.
+
+    A drawing of `shapes` is even where the indices of its shape and its colour add up to an even number.
+    """
+    parts = tasks.run.task("shapes-shape")
+    units = {split: tasks.run.units(encoder, "shapes", split) for split in parts}
+    factors = {split: data.factors for split, (data, _) in parts.items()}
+    labels = {split: (part["shape"].values + part["colour"].values) % 2 for split, part in factors.items()}
+    classes, bases = selection.encode_texts(encoder, PARITY), tasks.bases(encoder, "RD")
+    outputs = {split: part.outputs() for split, part in units.items()}
+    scores = {split: alignment.component_scores(part, bases) for split, part in units.items()}
+    aligners = ("Lin", LinearAligner(encoder.output_dim), outputs), ("RD", ResiDual(bases), scores)
+    for method, aligner, inputs in aligners:
+        yield method, *training_row(tasks, encoder, classes, aligner, inputs, labels, tasks.seed)[:3]
+
+
+def adapter_path(run: Chapter, encoder: str, task: str) -> Path:
+    return run.folder / "adapters" / f"{file_name(encoder, task)}.safetensors"
+
+
+def run_facts(run: Chapter, task: str) -> dict[str, str]:
+    """What an adapter was trained on."""
+    return {"task": task} | {name: str(run.parameters[name]) for name in ("images", "reference_images", "seed")}
+
+
+def load_adapters(run: Chapter) -> dict[tuple[str, str], ResiDual]:
+    """The ResiDual that the chapter on alignment trained for every encoder and task.
+
+    Raises ValueError where there is none, or one that was trained with other parameters.
+    """
+    adapters, shared = {}, {}
+    for encoder, task in product(run.parameters["encoders"], run.parameters["tasks"]):
+        path = adapter_path(run, encoder, task)
+        if not path.is_file():
+            raise ValueError(f"no {path}; run the chapter alignment with the same parameters first")
+        loaded = ResiDual.load(path)
+        wanted = run_facts(run, task)
+        if wrong := {
+            k: loaded.bases.provenance.get(k) for k, v in wanted.items() if loaded.bases.provenance.get(k) != v
+        }:
+            raise ValueError(f"{path} was trained with {wrong}, not {wanted}; run the chapter alignment again")
+        bases = shared.setdefault((encoder, loaded.bases.provenance["dataset_hash"]), loaded.bases)
+        adapters[encoder, task] = ResiDual(bases)  # one copy of the bases for all tasks of an encoder
+        adapters[encoder, task].load_state_dict(loaded.state_dict())
+    return adapters
+
+
+def accuracy_rows(run: Chapter, encoder: Encoder) -> Iterator[dict[str, Any]]:
+    """What an encoder knows of every task of a chapter: accuracies zero-shot, after Lin, and by neighbours.
+
+    Tasks of one data set share their images, which are encoded once.
+    """
+    encodings: dict[tuple[str, str], Tensor] = {}
+    for task, parts in [(task, run.task(task)) for task in run.parameters["tasks"]]:  # refuses before it encodes
+        splits = {}
+        for split, (data, labels) in parts.items():
+            key = split_task(task)[0], split
+            if key not in encodings:
+                encodings[key] = selection.encode_images(encoder, data)
+            splits[split] = encodings[key], labels
+        named = load_dataset(task, "test", seed=run.parameters["seed"])
+        row = {"model": encoder.name, "task": task, "classes": len(named.classes), "images": len(parts["test"][0])}
+        row |= {"chance": 1 / len(named.classes)} | dict.fromkeys(TEXT_MEASURES, float("nan"))
+        row["knn"], row["knn_se"] = selection.knn_accuracy(splits["train"], splits["test"])
+        if encoder.reads_text and not encoder.weights.startswith("random"):
+            row |= _text_accuracies(encoder, named, splits, run.parameters["seed"])
+        yield row
+
+
+def _text_accuracies(encoder: Encoder, named: Dataset, splits: dict, seed: int) -> dict[str, float]:
+    classes, (outputs, labels) = selection.class_encodings(encoder, named), splits["test"]
+    aligner, scale = LinearAligner(encoder.output_dim), encoder.logit_scale or 100.0
+    alignment.fit(aligner, splits["train"], splits["validation"], classes, scale=scale, seed=seed)
+    aligned = zero_shot_accuracy(alignment.transformed(aligner, outputs), classes, labels)
+    return dict(zip(TEXT_MEASURES, (*zero_shot_accuracy(outputs, classes, labels), *aligned), strict=True))
