@@ -11,14 +11,14 @@ DEVICE ?=
 GPUS ?= 1
 ARGS ?=
 export PYTHONHASHSEED := 0
-# A run holds a lock that goes with its process, in place of Snakemake's, which a killed run would leave.
+# A run holds a lock that ends with its process, in place of Snakemake's, which a killed run would leave behind.
 DRY = $(filter -n --dry-run,$(ARGS))
-ALONE = $(if $(DRY),,$(BIN)/python lib/residual/alone.py _build/.lock)
+ALONE = $(if $(DRY),,$(BIN)/python lib/edition/alone.py _build/.lock)
 SNAKEMAKE = $(ALONE) $(BIN)/snakemake --rerun-triggers mtime --nolock --rerun-incomplete
 OPTIONS = $(if $(DRY),,--quiet rules) $(if $(filter --profile,$(ARGS)),,--cores all) --resources gpu=$(GPUS) --config profile=$(PROFILE) $(if $(DEVICE),device=$(DEVICE))
 
 .DEFAULT_GOAL := help
-.PHONY: help book plan units test lint lab chapter bench zoo artwork clean
+.PHONY: help book plan units test check lint lab chapter bench zoo artwork clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,35 +34,40 @@ book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEV
 	$(SNAKEMAKE) $(OPTIONS) $(ARGS)
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
-plan: $(VENV)/.installed  ## what a profile would run, and what that costs (PROFILE=paper ARGS="--tflops 60")
-	$(BIN)/python -m residual.plan $(PROFILE) $(ARGS)
+plan: $(VENV)/.installed  ## what a profile would run, and its cost (PROFILE=paper ARGS="--tflops 60")
+	$(BIN)/python -m edition.plan $(PROFILE) $(ARGS)
 
-units: $(VENV)/.installed  ## extract all that a profile reads, as jobs (PROFILE=paper DEVICE=cuda ARGS=--dry-run)
+units: $(VENV)/.installed  ## extract everything that a profile reads, as jobs (PROFILE=paper DEVICE=cuda ARGS=--dry-run)
 	$(SNAKEMAKE) units $(OPTIONS) units=1 $(ARGS)
 
-test: $(VENV)/.installed  ## the tests
-	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+test: $(VENV)/.installed check  ## the tests
 	$(BIN)/pytest $(ARGS)
 
-lint: $(VENV)/.installed  ## format and check the code
-	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+check: $(VENV)/.installed  ## style, the rooms' imports, and dependencies, without changing anything
+	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+	$(BIN)/lint-imports
+	$(BIN)/deptry lib
+
+lint: $(VENV)/.installed  ## format the code, then check it
+	$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .
+	@$(MAKE) --no-print-directory check
 
 lab: $(VENV)/.installed  ## edit chapters in JupyterLab
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lab]'
 	$(BIN)/jupyter lab book
 
 chapter: $(VENV)/.installed  ## run one chapter (CHAPTER=dimension ARGS="-p images 2000")
-	$(BIN)/python -m residual.chapters book/$(CHAPTER).md --profile profiles/$(PROFILE).yml $(ARGS)
+	$(BIN)/python -m edition.run book/$(CHAPTER).md --profile profiles/$(PROFILE).yml $(ARGS)
 
 bench: $(VENV)/.installed  ## speed and memory, against the naive way in the same run
 	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
 
-artwork:  ## the drawings that training needs besides Twemoji (npm)
+artwork:  ## the drawings that training needs in addition to Twemoji (npm)
 	npm install --silent --no-save --prefix _build/artwork openmoji@17.0.0 emoji-datasource-google@16.0.0
 
-zoo: $(VENV)/.installed artwork  ## train an embedded encoder anew into _build/zoo (NAME=mini-openclip)
+zoo: $(VENV)/.installed artwork  ## train an embedded encoder again, into _build/zoo (NAME=mini-openclip)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[zoo]'
-	$(BIN)/python -m residual.zoo train $(NAME) $(ARGS)
+	$(BIN)/python -m zoo train $(NAME) $(ARGS)
 
 clean:  ## remove what was built, but not .venv
 	rm -rf _build .snakemake

@@ -1,10 +1,10 @@
-# The run as a graph: units -> chapters -> book. A chapter is run again when its text, its profile, the library, its
-# published numbers or its place in the table of contents changed. Extractions have checksums of their own.
+# The run as a graph: units -> chapters -> book. A chapter runs again when its text, its profile, the library, the
+# published numbers or constraints.txt changed. Extractions have checksums of their own.
 import shlex
 import sys
 from pathlib import Path
 
-import yaml
+from edition.pages import AFTER, chapters, chapters_on_device, pages
 
 PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
@@ -13,28 +13,21 @@ PROFILE = config.get("profile", "mini")
 if not Path(f"profiles/{PROFILE}.yml").is_file():
     names = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yml")))
     raise WorkflowError(f"unknown profile {PROFILE!r}; profiles/ has {names}")
-PAGES = [entry["file"] for entry in yaml.safe_load(Path("_toc.yml").read_text())["chapters"]]
-CHAPTERS = [page for page in PAGES if "{code-cell}" in Path(f"book/{page}.md").read_text()]
-# Chapters that read what others left; alignment has the units of selection extracted already.
-AFTER = {
-    "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
-    "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
-    "alignment": ("selection",),
-    "tables": ("selection",),
-}
-ON_DEVICE = {page for page in CHAPTERS if '\ndevice = "cpu"' in Path(f"book/{page}.md").read_text()}
-PLAIN = ["intro", *(page for page in PAGES if page not in CHAPTERS)]
+CHAPTERS = chapters()
+ON_DEVICE = chapters_on_device()
+PLAIN = ["intro", *(page for page in pages() if page not in CHAPTERS)]
 DEVICE = config.get("device")
-# Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Small ones chapters make themselves.
+# Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Chapters make small ones themselves.
 UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1", "true", "yes")
 PARTS = int(config.get("parts", 1))  # jobs that share one extraction
-RUN = f"{PYTHON} -m residual.plan {PROFILE} --device {DEVICE or 'cpu'}{' --compile' * bool(config.get('compile'))} --run"
+RUN = f"{PYTHON} -m edition.plan {PROFILE} --device {DEVICE or 'cpu'}{' --compile' * bool(config.get('compile'))} --run"
 JOBS = {}
 if UNITS:
-    from residual.plan import jobs_by_chapter
+    from edition.plan import jobs_by_chapter
 
-    JOBS = {chapter: [job.name for job in own] for chapter, own in jobs_by_chapter(Path(f"profiles/{PROFILE}.yml")).items()}
-LIBRARY = sorted(str(p) for p in Path("lib/residual").rglob("*") if p.is_file() and p.suffix != ".pyc")
+    by_chapter = jobs_by_chapter(Path(f"profiles/{PROFILE}.yml")).items()
+    JOBS = {chapter: [job.name for job in jobs] for chapter, jobs in by_chapter}
+LIBRARY = sorted(str(p) for p in Path("lib").rglob("*") if p.is_file() and p.suffix != ".pyc" and ".egg-info" not in str(p))
 
 
 localrules: publish, units, book
@@ -48,7 +41,7 @@ rule publish:
         f"_build/html/.{PROFILE}",
     params:
         runs=f"_build/runs/{PROFILE}",
-    # A chapter that failed is in the book, with its error; it is run again the next time, and this run has failed.
+    # A chapter that failed is in the book, with its error; it runs again the next time, and this run has failed.
     shell:
         """
         rm -rf _build/html && cp -r _build/site/{PROFILE}/_build/html _build/html && touch {output}
@@ -60,10 +53,10 @@ rule publish:
 
 rule units:
     input:
-        sorted({f"_build/units/jobs/{job}" for own in JOBS.values() for job in own}),
+        sorted({f"_build/units/jobs/{job}" for jobs in JOBS.values() for job in jobs}),
 
 
-# What is extracted has checksums of its own, and is checked when it is read: here it counts that a job ended.
+# Extractions have checksums, and are checked when they are read: here it only counts that a job finished.
 rule unit:
     input:
         [f"_build/units/jobs/{{job}}.{i}-of-{PARTS}" for i in range(PARTS)] if PARTS > 1 else [],
@@ -99,12 +92,12 @@ rule chapter:
         text="book/{chapter}.md",
         profile=f"profiles/{PROFILE}.yml",
         library=LIBRARY,
-        published=sorted(str(p) for p in Path("book/published").glob("*.csv")),
+        published=sorted(str(p) for p in Path("book").rglob("*.csv")),
         installed="constraints.txt",
     output:
         f"_build/runs/{PROFILE}/{{chapter}}.ipynb",
-    # Chapters side by side, each on its share of the cores: two on one core each take less time than in turn on two.
-    # Those that wait for a GPU do so one after another.
+    # Chapters run side by side, each on its share of the cores: two on one core each take less time than one after the
+    # other on two. Those that need a GPU wait for one another.
     threads: lambda chapter: max(1, workflow.cores // (2 if DEVICE and chapter.chapter in ON_DEVICE else len(CHAPTERS)))
     resources:
         gpu=lambda chapter: 1 if DEVICE and chapter.chapter in ON_DEVICE else 0,
@@ -113,12 +106,12 @@ rule chapter:
     shell:
         """
         rm -f {output}.failed
-        OMP_NUM_THREADS={threads} {PYTHON} -m residual.chapters {input.text} --profile {input.profile} --out {output} \
+        OMP_NUM_THREADS={threads} {PYTHON} -m edition.run {input.text} --profile {input.profile} --out {output} \
             {params.device} || {{ test -f {output} && touch {output}.failed; }}
         """
 
 
-# The longest chapters first, or the others' core idles while they end alone.
+# The longest chapters first, or the other cores idle while they finish alone.
 use rule chapter as long_chapter with:
     output:
         f"_build/runs/{PROFILE}/{{chapter,zoo|selection|alignment}}.ipynb",
@@ -142,7 +135,7 @@ rule book:
     params:
         site=f"_build/site/{PROFILE}",
         runs=f"_build/runs/{PROFILE}",
-    # Warnings are errors, but for those that a chapter leaves which failed: then its error is to be read.
+    # Warnings are errors, except those of a chapter that failed: then its error must be readable.
     shell:
         """
         strict=$(compgen -G '{params.runs}/*.failed' > /dev/null || echo '-n -W --keep-going')
