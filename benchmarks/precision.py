@@ -13,7 +13,7 @@ import tempfile
 import torch
 
 from residual import extract, load_dataset, load_encoder
-from residual.dimension import head_dimensions
+from residual.heads import head_dimensions
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 

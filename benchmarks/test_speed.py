@@ -17,9 +17,10 @@ from residual import load_encoder, trace
 from residual.alignment import Bases, ResiDual
 from residual.dimension import two_nn
 from residual.extraction import PRECISIONS
-from residual.pursuit import _simultaneous, textspan_from_moments
+from residual.pursuit import somp_in_basis, textspan_from_moments
 from residual.spectrum import Moments, pca_from_moments
 from residual.training import BATCH, _Task
+from residual.units import residual_units
 
 K, D, H = 66, 768, 16  # a layer of 16 heads of 64 dimensions, in an output of 768
 
@@ -133,24 +134,24 @@ def test_somp(benchmark):
             residual = values - torch.linalg.lstsq(atoms.T, values.T).solution.T @ atoms
 
     what = f"SOMP (l1) of a head, 5 of 3,498 texts in R^{D}, n = 5,000, in isometric coordinates, against samples"
-    compare(benchmark, what, naive, lambda: _simultaneous(samples, basis, words.double(), 5, "l1"), rounds=5)
+    compare(benchmark, what, naive, lambda: somp_in_basis(samples, basis, words.double(), 5, "l1"), rounds=5)
 
 
 def residual(n, layers=12, heads=12, d=512):
     """A ResiDual of the size of ViT-B/16, an optimiser, and a task of n images on stored coordinates."""
     generator = torch.Generator().manual_seed(0)
-    labels = [f"L{i}.{part}" for i in range(layers) for part in [*(f"H{j}" for j in range(heads)), "MLP"]]
-    sizes = torch.tensor([64 if "H" in label else d for label in labels])
+    units = tuple(residual_units(layers, heads)[1:])
+    sizes = torch.tensor([64 if unit.kind == "head" else d for unit in units])
     k = int(sizes.sum())
     components = torch.randn(k, d, generator=generator) / d**0.5
-    unit = torch.arange(len(labels)).repeat_interleave(sizes)
-    bases = Bases("RD", components, unit, torch.zeros(len(labels), d), tuple(labels), torch.ones(k))
+    index = torch.arange(len(units)).repeat_interleave(sizes)
+    bases = Bases("RD", units, components, index, torch.zeros(len(units), d), torch.ones(k))
     module = ResiDual(bases)
     optimizer = AdamWScheduleFree(module.parameters(), lr=1e-2)
     optimizer.train()
     inputs = torch.randn(n, bases.width, generator=generator)
     classes = torch.nn.functional.normalize(torch.randn(100, d, generator=generator), dim=1)
-    task = _Task((inputs, torch.arange(n) % 100), classes, 100.0, torch.device("cpu"))
+    task = _Task(inputs, torch.arange(n) % 100, classes, 100.0, torch.device("cpu"))
 
     def step(loss):
         optimizer.zero_grad()
@@ -168,7 +169,7 @@ def test_residual_epoch(benchmark):
     @torch.enable_grad()
     def naive():  # one batch
         trace(encoder, pixels)
-        step(task.loss(module(task.train[0][:BATCH]), torch.arange(BATCH)))
+        step(task.loss(module(task.inputs[:BATCH]), torch.arange(BATCH)))
 
     @torch.enable_grad()
     def ours():  # an epoch
@@ -181,14 +182,14 @@ def test_residual_epoch(benchmark):
 
 def test_residual_step(benchmark):
     module, task, step = residual(BATCH)
-    scaled, gradient = task.train[0][:, : len(module.components)].clone(), torch.randn(BATCH, 512)
+    scaled, gradient = task.inputs[:, : len(module.components)].clone(), torch.randn(BATCH, 512)
 
     def products():
         return scaled @ module.components, gradient @ module.components.T
 
     @torch.enable_grad()
     def ours():
-        step(task.loss(module(task.train[0][:BATCH]), torch.arange(BATCH)))
+        step(task.loss(module(task.inputs[:BATCH]), torch.arange(BATCH)))
 
     what = f"RD, a step of {BATCH} images at ViT-B/16 size, against its two matrix products alone"
     compare(benchmark, what, products, ours, rounds=30)

@@ -1,6 +1,6 @@
 """Peak memory of training ResiDual on 50,000 images of ViT-L size, from a file: `python benchmarks/training_memory.py`.
 
-The coordinates are random, and drawn in another process: 4.4 GB on disk in half precision, of
+The scores are random, and drawn in another process: 4.4 GB on disk in half precision, of
 which the system keeps in memory what fits. What is printed is the peak of the training process, mapped pages included.
 """
 
@@ -18,10 +18,11 @@ import torch
 
 from residual import training
 from residual.alignment import Bases, ResiDual, fit
+from residual.units import residual_units
 
 IMAGES, LAYERS, HEADS, D = 50_000, 24, 16, 768
-LABELS = [f"L{i}.{part}" for i in range(LAYERS) for part in [*(f"H{j}" for j in range(HEADS)), "MLP"]]
-SIZES = torch.tensor([64 if "H" in label else D for label in LABELS])
+UNITS = tuple(residual_units(LAYERS, HEADS)[1:])
+SIZES = torch.tensor([64 if unit.kind == "head" else D for unit in UNITS])
 WIDTH = int(SIZES.sum()) + D
 
 
@@ -33,13 +34,13 @@ def draw(path: str) -> None:
 
 
 def train(path: str) -> None:
-    unit, k = torch.arange(len(LABELS)).repeat_interleave(SIZES), WIDTH - D
+    index, k = torch.arange(len(UNITS)).repeat_interleave(SIZES), WIDTH - D
     components = torch.randn(k, D) / D**0.5
-    aligner = ResiDual(Bases("RD", components, unit, torch.zeros(len(LABELS), D), tuple(LABELS), torch.ones(k)))
-    coordinates, labels = torch.from_numpy(np.load(path, mmap_mode="c")), torch.arange(IMAGES) % 100
+    aligner = ResiDual(Bases("RD", UNITS, components, index, torch.zeros(len(UNITS), D), torch.ones(k)))
+    scores, labels = torch.from_numpy(np.load(path, mmap_mode="c")), torch.arange(IMAGES) % 100
     classes = torch.nn.functional.normalize(torch.randn(100, D), dim=1)
     training.EPOCHS, start = 1, time.monotonic()
-    fit(aligner, (coordinates, labels), (coordinates[:1000], labels[:1000]), classes, rate=1e-2)
+    fit(aligner, (scores, labels), (scores[:1000], labels[:1000]), classes, rate=1e-2)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{peak:.2f} GB at most, {time.monotonic() - start:.0f} s for an epoch of {IMAGES:,} images x {k:,} components"

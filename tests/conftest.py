@@ -11,9 +11,11 @@ import pytest
 import torch
 import transformers as hf
 
-from residual import Encoder, hub, load_encoder
-from residual.chapters import project_root
-from residual.data import Dataset
+from edition.inputs import task_split
+from edition.pages import project_root
+from residual import Encoder, load_encoder
+from residual.data.dataset import Dataset
+from residual.data.hub import read as hub
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 TOWERS = {
@@ -33,10 +35,7 @@ TOWERS = {
     "vit": SMALL | {"intermediate_size": 96},
     "vit-no-bias": SMALL | {"intermediate_size": 96, "qkv_bias": False},
 }
-OPEN_CLIP = {
-    "openclip": {},
-    "openclip-scaled": {"ls_init_value": 0.3, "no_ln_pre": True, "final_ln_after_pool": True},
-}
+OPEN_CLIP = {"openclip": {}, "openclip-scaled": {"ls_init_value": 0.3, "no_ln_pre": True, "final_ln_after_pool": True}}
 FAMILIES = [*TOWERS, *OPEN_CLIP]
 
 
@@ -118,6 +117,7 @@ similarity: {profile: few, encoders: [mini-openclip], dataset: digits, images: 1
 ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 400}
 selection: &tasks {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], images: 300}
 alignment: {<<: *tasks, finetune: [], seeds: 1}
+learned: *tasks
 """
 
 
@@ -148,3 +148,4 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
     hub._fetched.cache_clear()
+    task_split.cache_clear()

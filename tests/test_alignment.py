@@ -12,14 +12,16 @@ from conftest import relative_error, shake
 from residual import extract, load_encoder, trace
 from residual.alignment import (
     KINDS,
+    FineTuned,
     LinearAligner,
     ResiDual,
-    coordinates,
+    component_scores,
     fit,
     parameter_count,
     reference_bases,
 )
-from residual.data import Dataset
+from residual.data.dataset import Dataset
+from residual.units import Unit
 
 
 @pytest.fixture
@@ -39,18 +41,18 @@ class Naive(torch.nn.Module):
 
     def __init__(self, bases):
         super().__init__()
-        self.bases, self.scales = bases, torch.nn.Parameter(torch.ones(bases.scales))
+        self.bases, self.lambdas = bases, torch.nn.Parameter(torch.ones(bases.lambda_count))
 
     def forward(self, units):
         bases, total = self.bases, 0
-        for index, label in enumerate(bases.labels):
-            rows = (bases.unit == index).nonzero()[:, 0]
+        for index, unit in enumerate(bases.units):
+            rows = (bases.unit_index == index).nonzero()[:, 0]
             phi, mean = bases.components[rows], bases.means[index]
-            unit = units.output if label == "Y" else units[label]
+            unit = units.output if unit == Unit("Y") else units[str(unit)]
             if bases.kind == "O":
-                total = total + self.scales[index] * unit
+                total = total + self.lambdas[index] * unit
             else:
-                total = total + (phi.T @ torch.diag(self.scales[rows]) @ phi @ (unit - mean).T).T
+                total = total + (phi.T @ torch.diag(self.lambdas[rows]) @ phi @ (unit - mean).T).T
         return total + units["X0"] if bases.kind == "RD" else total
 
 
@@ -61,14 +63,14 @@ def test_outputs_and_gradients_are_those_of_the_naive_module(small, dataset, tmp
     stored = extract(encoder, dataset, root=tmp_path, coordinates="float32", batch=32, progress=False)
     bases = reference_bases(stored, kind)
     fast, naive = ResiDual(bases), Naive(bases)
-    scales = torch.rand(bases.scales, generator=torch.Generator().manual_seed(1)) * 2
+    lambdas = torch.rand(bases.lambda_count, generator=torch.Generator().manual_seed(1)) * 2
     labels = torch.arange(70) % 3
     results = []
-    for module, inputs in ((fast, coordinates(stored, bases)), (naive, trace(encoder, dataset.images))):
-        module.scales.data = scales.clone()
+    for module, inputs in ((fast, component_scores(stored, bases)), (naive, trace(encoder, dataset.images))):
+        module.lambdas.data = lambdas.clone()
         output = module(inputs)
         torch.nn.functional.cross_entropy(output[:, :3], labels).backward()
-        results.append((output.detach(), module.scales.grad))
+        results.append((output.detach(), module.lambdas.grad))
     assert relative_error(results[0][0], results[1][0]) < 2e-5
     assert relative_error(results[0][1], results[1][1]) < 2e-4
 
@@ -81,10 +83,9 @@ def test_what_is_trained_is_what_the_paper_counts(stored, encoder):
     assert counts["O"] == layers * heads
     assert layers * heads <= counts["RD*"] < layers * heads * own
     spectra, bases = stored.head_pca(), reference_bases(stored, "RD*")
-    for index, label in enumerate(bases.labels):
-        layer, head = (int(part[1:]) for part in label.split("."))
-        kept = int((bases.unit == index).sum())
-        shares = spectra.explained_variance_ratio[layer, head].cumsum(0)
+    for index, unit in enumerate(bases.units):
+        kept = int((bases.unit_index == index).sum())
+        shares = spectra.explained_variance_ratio[unit.layer, unit.head].cumsum(0)
         assert shares[kept - 1] >= 0.9 - 1e-9
         assert kept == 1 or shares[kept - 2] < 0.9
 
@@ -99,7 +100,7 @@ def test_a_head_wider_than_the_output_keeps_all_its_components(folders, dataset,
     bases = reference_bases(stored, "RD")
     assert encoder.head_width == 12
     assert parameter_count(ResiDual(bases)) == encoder.layers * encoder.heads * 8 + encoder.layers * 8
-    stored_units = ResiDual(bases)(coordinates(stored, bases)) + bases.means.sum(0)
+    stored_units = ResiDual(bases)(component_scores(stored, bases)) + bases.means.sum(0)
     assert relative_error(stored_units.detach(), stored.outputs()) < 1e-5  # nothing is left out
 
 
@@ -125,8 +126,8 @@ def test_published_parameter_counts(tmp_path, name, count, linear):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_attached_adapter_predicts_as_in_training_before_and_after_a_file(stored, encoder, dataset, tmp_path, kind):
     adapter = ResiDual(reference_bases(stored, kind))
-    adapter.scales.data = torch.rand(adapter.scales.shape, generator=torch.Generator().manual_seed(2)) * 2
-    expected = adapter(coordinates(stored, adapter.bases)).detach()
+    adapter.lambdas.data = torch.rand(adapter.lambdas.shape, generator=torch.Generator().manual_seed(2)) * 2
+    expected = adapter(component_scores(stored, adapter.bases)).detach()
     adapter.save(tmp_path / "adapter.safetensors", task="noise")
     loaded = ResiDual.load(tmp_path / "adapter.safetensors")
     assert loaded.bases.provenance["task"] == "noise"
@@ -135,6 +136,8 @@ def test_an_attached_adapter_predicts_as_in_training_before_and_after_a_file(sto
         aligned = own.attach(encoder)
         assert relative_error(aligned.encode_image(dataset.images), expected) < 1e-5
     assert trace(aligned, dataset.images).total().allclose(encoder.encode_image(dataset.images), atol=1e-4)
+    with pytest.raises(TypeError, match="take the encoder it was attached to"):
+        FineTuned(aligned)
 
 
 def test_an_adapter_is_refused_by_another_encoder_and_a_damaged_file(stored, encoder, small, dataset, tmp_path):
@@ -144,7 +147,7 @@ def test_an_adapter_is_refused_by_another_encoder_and_a_damaged_file(stored, enc
         adapter.attach(other)
     theirs = extract(other, dataset, root=tmp_path / "other", coordinates="float32", progress=False)
     with pytest.raises(ValueError, match="their weights differ"):
-        coordinates(theirs, bases)
+        component_scores(theirs, bases)
     with pytest.raises(ValueError, match="kind must be one of"):
         reference_bases(stored, "RDY")
     path = tmp_path / "a.safetensors"
@@ -158,8 +161,8 @@ def test_an_adapter_is_refused_by_another_encoder_and_a_damaged_file(stored, enc
 
 def test_coordinates_on_disk_train_as_in_memory(stored, tmp_path):
     bases = reference_bases(stored)
-    mapped, again = coordinates(stored, bases, tmp_path / "q"), coordinates(stored, bases, tmp_path / "q")
-    held = coordinates(stored, bases)
+    mapped, again = component_scores(stored, bases, tmp_path / "q"), component_scores(stored, bases, tmp_path / "q")
+    held = component_scores(stored, bases)
     assert mapped.dtype == torch.float16
     assert mapped.equal(again)
     assert relative_error(mapped.float(), held) < 1e-3
@@ -168,8 +171,8 @@ def test_coordinates_on_disk_train_as_in_memory(stored, tmp_path):
     assert results[0].accuracy == pytest.approx(results[1].accuracy, abs=0.05)
     turned = dataclasses.replace(bases, components=-bases.components)
     count = len(bases.components)
-    assert coordinates(stored, turned, tmp_path / "q")[:, :count].equal(-mapped[:, :count])  # not what lies there
+    assert component_scores(stored, turned, tmp_path / "q")[:, :count].equal(-mapped[:, :count])  # not what lies there
     assert len(list((tmp_path / "q").iterdir())) == 2
     huge = dataclasses.replace(bases, components=bases.components * 1e6)
     with pytest.raises(ValueError, match=r"overflow torch\.float16"):
-        coordinates(stored, huge, tmp_path / "q")
+        component_scores(stored, huge, tmp_path / "q")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -15,14 +16,17 @@ import pytest
 import yaml
 
 from conftest import write_config
-from residual.chapters import PARAMETERS, ParameterError, check_parameters, load_results, main, project_root, task_parts
-from residual.claims import CLAIMS
+from edition.chapter import Chapter
+from edition.claims import claims
+from edition.inputs import task_parts
+from edition.pages import ParameterError, chapter_defaults, chapter_path, chapters, project_root
+from edition.parameters import PARAMETERS, check_parameters
+from edition.results import load_results
+from edition.run import main
+from edition.tasks import load_adapters
 
 ROOT = project_root()
-CHAPTERS = [
-    ROOT / "book" / f"{entry['file']}.md" for entry in yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]
-]
-CHAPTERS = [path for path in CHAPTERS if "{code-cell}" in path.read_text()]
+CHAPTERS = [chapter_path(name) for name in chapters()]
 
 
 def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
@@ -59,7 +63,7 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
     ],
 )
 def test_bad_parameters_stop_a_chapter_before_any_work(arguments, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("residual.chapters.papermill.execute_notebook", None)
+    monkeypatch.setattr("edition.run.papermill.execute_notebook", None)
     out = tmp_path / "out.ipynb"
     assert main([str(ROOT / "book/dimension.md"), *arguments, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
@@ -73,14 +77,49 @@ def test_a_chapter_whose_process_is_killed_says_so_on_its_page(tmp_path, capsys)
     cell = "```{code-cell} ipython3\nimport os\nos.kill(os.getpid(), 9)\n```\n"
     killed.write_text(text[:start] + cell + text[start:])
     assert main([str(killed), "--out", str(tmp_path / "out.ipynb")]) == 1
-    assert "Kernel died, most likely for want of memory" in capsys.readouterr().err
+    assert "Kernel died, probably out of memory" in capsys.readouterr().err
     first = jupytext.read(tmp_path / "out.ipynb").cells[0]
-    assert "the process of this chapter died before its end" in first.outputs[0].evalue
+    assert "the process of this chapter died before it finished" in first.outputs[0].evalue
 
 
 def test_all_bad_parameters_are_named_at_once():
     with pytest.raises(ParameterError, match=r"split = 'all'.*; seed = -1"):
         check_parameters(split="all", seed=-1)
+
+
+def test_a_pair_to_fine_tune_must_be_of_the_run():
+    run = {"encoders": ["mini-clip"], "tasks": ["digits"]}
+    check_parameters(**run, finetune=["mini-clip on digits"])
+    with pytest.raises(ParameterError, match=r"\['mini-vit on digits'\] are not among this run's .* fine-tunes none"):
+        check_parameters(**run, finetune=["mini-vit on digits"])
+
+
+def test_a_chapter_refuses_its_parameters_in_the_notebook_too():
+    values = chapter_defaults(chapter_path("dimension"))
+    with pytest.raises(ParameterError, match="images = 3:"):
+        Chapter("dimension", values | {"images": 3})
+    with pytest.raises(
+        ParameterError, match=r"no parameters \['images', 'seed'\]; the first cell of book/dimension.md"
+    ):
+        Chapter("dimension", {name: value for name, value in values.items() if name not in ("images", "seed")})
+    assert Chapter("dimension", values | {"x": 1}).parameters == values
+
+
+def test_the_reference_set_may_be_a_task_too():
+    """Its images are then the first ones, and the task's are balanced over classes."""
+    values = chapter_defaults(chapter_path("selection")) | {"dataset": "digits", "tasks": ["digits"]}
+    run = Chapter("selection", values | {"images": 100, "reference_images": 200})
+    reference, training = run.data(), run.data("digits", "train")
+    assert (len(reference), len(training)) == (200, 100)
+    assert training.labels.bincount().tolist() == [10] * 10
+    with pytest.raises(ParameterError, match="selection extracts no such units"):
+        run.data("shapes", "train")
+
+
+def test_a_chapter_that_needs_anothers_trainings_says_so():
+    run = Chapter("learned", chapter_defaults(chapter_path("learned")) | {"profile": "none"})
+    with pytest.raises(ValueError, match="run the chapter alignment with the same parameters first"):
+        load_adapters(run)
 
 
 def test_names_that_repeat_and_classes_without_images_are_refused():
@@ -91,36 +130,70 @@ def test_names_that_repeat_and_classes_without_images_are_refused():
 
 
 def test_results_of_a_chapter_that_was_not_run_say_which_to_run():
-    with pytest.raises(FileNotFoundError, match="run make chapter CHAPTER=similarity PROFILE=none"):
+    with pytest.raises(FileNotFoundError, match="run the chapter similarity with the same profile first"):
         load_results("none", "claims_similarity", chapter="similarity")
 
 
 def test_every_claim_points_to_a_figure_and_is_checked_in_its_chapter():
-    for name, claim in CLAIMS.items():
-        page, label = claim.page.split(":")
+    for name, claim in claims().items():
+        page, label = claim.figure.split(":")
         text = (ROOT / "book" / f"{page}.md").read_text()
         assert f"name: {label}\n" in text
         assert f'"{name}"' in text
 
 
+def code_cells(path):
+    return [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_chapters_keep_to_the_style(path):
-    notebook = jupytext.read(path)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    parameters = next(cell for cell in code if "parameters" in cell.metadata.get("tags", []))
+def test_chapters_start_with_their_parameters_and_profiles_give_no_others(path):
+    parameters, setup, *cells = code_cells(path)
+    assert {"parameters", "hide-input"} <= set(parameters.metadata["tags"])
     names = re.findall(r"^(\w+) = ", parameters.source, re.M)
     assert set(names) <= set(PARAMETERS)
     assert len(names) <= 15
-    assert code.index(parameters) == 0
-    assert "check_parameters(" in code[1].source
-    for cell in code:
-        if "figures." in cell.source and "mystnb" in cell.metadata:
-            assert cell.metadata["mystnb"]["image"]["alt"]
-            assert cell.metadata["mystnb"]["figure"]["caption"]
+    assert f'run = Chapter("{path.stem}", globals())' in setup.source
+    assigned = {name for cell in cells for name in assigned_names(ast.parse(cell.source))}
+    assert not assigned & set(PARAMETERS), "a name of a parameter is used for something else"
     for profile in (ROOT / "profiles").glob("*.yml"):
         given = yaml.safe_load(profile.read_text())[path.stem]
         assert set(given) <= set(names)
         check_parameters(**given)
+
+
+def assigned_names(node):
+    """Names that a cell leaves behind: not those inside functions and comprehensions."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    inner = ast.FunctionDef | ast.Lambda | ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp
+    if not isinstance(node, inner):
+        for child in ast.iter_child_nodes(node):
+            yield from assigned_names(child)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_chapters_can_be_read_on_the_page(path):
+    for place, cell in enumerate(code_cells(path)):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert all(len(line) <= 88 for line in lines), f"cut off on the page: {max(lines, key=len)}"
+        assert len(lines) <= 15 or "figures." in cell.source or place < 2  # parameters and imports, which are folded
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in the library"
+        if "figures." in cell.source and "mystnb" in cell.metadata:
+            assert cell.metadata["mystnb"]["image"]["alt"]
+            assert cell.metadata["mystnb"]["figure"]["caption"]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_saving_a_chapter_unchanged_changes_nothing(path):
+    assert jupytext.writes(jupytext.read(path), fmt="md:myst") == path.read_text()
+
+
+def test_cells_of_chapters_are_short():
+    sizes = [len(cell.source.splitlines()) for path in CHAPTERS for cell in code_cells(path)]
+    assert sorted(sizes)[len(sizes) // 2] <= 7
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from residual.claims import CLAIMS, bootstrap, bootstrap_rows, check, claim_table, hunchback, trend, verdict_grid
+from edition.claims import bootstrap, bootstrap_rows, check, claim_table, claims, hunchback, trend, verdict_grid
 
 SPREAD = np.array([-1, 0, 0, 1.0])[None]  # four heads around each layer's mean, standard error 0.41
 
@@ -22,7 +22,7 @@ SPREAD = np.array([-1, 0, 0, 1.0])[None]  # four heads around each layer's mean,
     ],
 )
 def test_a_hunch_has_two_sides(values, verdict):
-    assert CLAIMS["hunched"].verdict(hunchback(np.array(values)[:, None] + SPREAD)) == verdict
+    assert claims()["hunched"].verdict(hunchback(np.array(values)[:, None] + SPREAD)) == verdict
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,12 @@ def test_a_hunch_has_two_sides(values, verdict):
     ],
 )
 def test_a_trend_has_a_direction(values, rises, falls):
-    assert CLAIMS["linear-rises"].verdict(trend(np.array(values))) == rises
-    assert CLAIMS["evr1-falls"].verdict(trend(np.array(values))) == falls
+    assert claims()["linear-rises"].verdict(trend(np.array(values))) == rises
+    assert claims()["evr1-falls"].verdict(trend(np.array(values))) == falls
 
 
 def test_a_verdict_changes_at_its_bounds():
-    up, down = CLAIMS["order-agrees"], CLAIMS["low-dimensional"]
+    up, down = claims()["order-agrees"], claims()["low-dimensional"]
     assert [up.verdict(v) for v in (0.9, 0.89, 0.7, 0.69)] == [
         "supported",
         "inconclusive",
@@ -54,7 +54,7 @@ def test_a_verdict_changes_at_its_bounds():
         "not supported",
     ]
     assert up.verdict(float("nan")) == "inconclusive"
-    same = CLAIMS["textspan-is-somp"]
+    same = claims()["textspan-is-somp"]
     assert [same.verdict(v) for v in (1.0, 0.99)] == ["supported", "not supported"]
     row = check("order-agrees", "mini", 0.95, (0.9, 1.0)).iloc[0]
     assert row.tolist() == ["order-agrees", "mini", 0.95, 0.9, 1.0, "supported"]
@@ -86,7 +86,7 @@ def test_tables_show_every_row_in_words():
         [check("hunched", "a", 3.0, (1.0, 4.0)), check("hunched", "b", 0.0), check("order-agrees", "b", 0.8)]
     )
     html = claim_table(rows).to_html()
-    assert html.count(CLAIMS["hunched"].says) == 2
+    assert html.count(claims()["hunched"].claim) == 2
     assert "1.00 to 4.00" in html
     html = verdict_grid(rows).to_html()
     assert all(cell in html for cell in ("yes 3.00", "no 0.00", "? 0.80"))

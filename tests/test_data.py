@@ -9,12 +9,12 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from residual import dataset_names, load_dataset, task_names
-from residual.artwork import load_artwork, vocabulary
-from residual.data import SPLITS, Dataset, cache_folder
-from residual.embedded import ENTRIES, FONTS, PHOTOGRAPHS
-from residual.render import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
-from residual.shapes import HUES, PATTERNS, SHAPES
-from residual.textures import TEXTURES, draw_textures
+from residual.data.dataset import SPLITS, Dataset, cache_folder
+from residual.data.miniature.emoji import load_artwork, vocabulary
+from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
+from residual.data.miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS
+from residual.data.miniature.shapes import HUES, PATTERNS, SHAPES
+from residual.data.miniature.textures import TEXTURES, draw_textures
 
 DIVIDED = ("reference", "emoji-groups", "styles", "numerals", "photographs")
 
@@ -223,7 +223,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, c
     (tmp_path / "file").touch()
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path / "file" / "below"))
     assert len(load_dataset("digits", "test")) == 360
-    assert "is not kept" in caplog.text
+    assert "cannot be cached" in caplog.text
     assert os.listdir(tmp_path) == ["file"]
 
 

@@ -18,14 +18,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import FAMILIES
-from residual import alone
+from edition import alone
+from edition.devices import one_gpu
 from residual.alignment import Bases, LinearAligner, ResiDual, transformed
-from residual.devices import one_gpu
-from residual.dimension import _two_nearest
-from residual.encoders import Encoder
+from residual.dimension import _by_products
+from residual.encoders.encoder import Encoder
 from residual.spectrum import Moments, pca_from_moments
 from residual.training import _Task
-from residual.units import trace
+from residual.units import Unit, trace
 
 
 @pytest.fixture(params=FAMILIES)
@@ -52,15 +52,15 @@ def devices(*tensors: torch.Tensor) -> set[str]:
 
 def test_units_and_spectra_are_where_the_encoder_is(on_gpu):
     units = trace(on_gpu, torch.empty(4, 3, *on_gpu.tower.image_size))
-    assert devices(units.coordinates, units.blocks, units.output, units.frames.heads, units.frames.heads_constant) == {
-        "cuda"
-    }
+    assert devices(
+        units.head_coordinates, units.blocks, units.output, units.frames.head_frames, units.frames.head_constant
+    ) == {"cuda"}
     assert devices(units.total(), units["X0"], units["L0.H1"], units["L0.MLP"]) == {"cuda"}
-    moments = Moments.of(units.coordinates).merge(Moments.of(units.coordinates))
-    spectrum = pca_from_moments(moments, units.frames.heads, units.frames.heads_constant)
+    moments = Moments.of(units.head_coordinates).merge(Moments.of(units.head_coordinates))
+    spectrum = pca_from_moments(moments, units.frames.head_frames, units.frames.head_constant)
     assert devices(moments.mean, moments.scatter, spectrum.components, spectrum.eigenvalues) == {"cuda"}
     samples = units["L0.H1"]
-    assert devices(_two_nearest(samples, torch.arange(4, device="cuda"), 2)) == {"cuda"}
+    assert devices(_by_products(samples, torch.arange(4, device="cuda"), 2)) == {"cuda"}
     with torch.device("cuda"):
         aligner = LinearAligner(on_gpu.output_dim)
     assert devices(aligner(units.output)) == {"cuda"}
@@ -70,10 +70,11 @@ def test_what_is_trained_and_made_of_inputs_elsewhere_is_where_it_belongs(on_gpu
     d, k = on_gpu.output_dim, 6
     with torch.device("cuda"):
         means, unit = torch.empty(2, d), torch.zeros(k, dtype=torch.int64)
-        bases = Bases("RD", torch.empty(k, d), unit, means, ("L0.H0", "L0.MLP"), torch.empty(k))
+        units = Unit("head", 0, 0), Unit("MLP", 0)
+        bases = Bases("RD", units, torch.empty(k, d), unit, means, torch.empty(k))
         adapter = ResiDual(bases)
     inputs, labels = torch.empty(70, bases.width), torch.zeros(70, dtype=torch.int64)
-    task = _Task((inputs, labels), torch.empty(3, d, device="cuda"), 100.0, torch.device("cuda"))
+    task = _Task(inputs, labels, torch.empty(3, d, device="cuda"), 100.0, torch.device("cuda"))
     losses = list(task.epoch(adapter, torch.Generator()))
     assert devices(*losses) == {"cuda"}
     assert devices(transformed(adapter, inputs)) == {"cpu"}
@@ -88,7 +89,7 @@ def test_a_mix_up_would_be_seen(on_gpu):
 
 def test_runs_side_by_side_get_a_gpu_each_and_the_next_one_waits(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("residual.devices.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("edition.devices.tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     seen, go_on = [], threading.Event()
 
@@ -129,7 +130,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone_however_it_goes(tmp_pat
     assert first.stdout.readline() == b"1\n"
     second = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     assert second.returncode == 1
-    assert "error: another run of this project goes on here" in second.stderr
+    assert "error: another run of this project is active here" in second.stderr
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     assert subprocess.run([*command, "sh", "-c", "exit 7"], check=False).returncode == 7

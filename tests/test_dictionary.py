@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from residual.dictionary import load_dictionary
+from residual.data.descriptions import load_dictionary
 
 TEXT = "An image of a dog\n\nA blue sky\nAn image of a dog\n  Día de los Muertos  \n"
 SUM = hashlib.sha256(TEXT.encode()).hexdigest()

@@ -14,9 +14,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import NearestNeighbors
 
 from conftest import interrupt_at
-from residual import dimension, extract
-from residual.data import Dataset
-from residual.dimension import head_dimensions, pca_dimension, subsampling_error, two_nn
+from residual import extract, heads
+from residual.data.dataset import Dataset
+from residual.dimension import pca_dimension, subsampling_error, two_nn
+from residual.heads import head_dimensions
 
 
 def generator(seed=0):
@@ -168,16 +169,16 @@ def test_heads_that_are_done_are_kept_and_damage_is_noticed(encoder, tmp_path, m
     units = extract(encoder, data, root=tmp_path, coordinates="float32", progress=False)
     per_layer = encoder.heads * 9  # TwoNN of a head, and of eight quarters of its samples
     with monkeypatch.context() as patch:
-        patch.setattr(dimension, "two_nn", interrupt_at(two_nn, per_layer + 5))
+        patch.setattr(heads, "two_nn", interrupt_at(two_nn, per_layer + 5))
         with pytest.raises(KeyboardInterrupt):
             head_dimensions(units, progress=False)
-    (kept,) = units.folder.glob("dimensions-*.json")
+    (kept,) = units.folder.glob("dimensions-*.pt")
     left, calls = (encoder.layers - 1) * per_layer, []
-    monkeypatch.setattr(dimension, "two_nn", lambda x: calls.append(None) or two_nn(x))
+    monkeypatch.setattr(heads, "two_nn", lambda x: calls.append(None) or two_nn(x))
     resumed = head_dimensions(units, progress=False)
     assert len(calls) == left
     assert head_dimensions(units, progress=False).equals(resumed)
     assert len(calls) == left
-    kept.write_text(kept.read_text().replace("0", "1", 1))
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
     assert head_dimensions(units, progress=False).equals(resumed)
     assert len(calls) == left + encoder.layers * per_layer

@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
+from edition.explorer import write_explorer
 from residual import extract, load_dataset
-from residual.explorer import write_explorer
 from test_hub import write_webdataset
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from residual import extract
-from residual.embedded import Factor
-from residual.factors import factor_levels, head_factors, specialisation, variance_shares
+from residual.data.miniature.sets import Factor
+from residual.heads import factor_levels, head_factors, specialisation, variance_shares
 
 
 def test_a_share_is_what_was_planted():
@@ -52,7 +52,7 @@ def test_heads_are_scored_in_output_space(encoder, dataset, tmp_path):
     components, heads = head_factors(units, levels)
     assert len(heads) == 2 * encoder.layers * encoder.heads
     own = components.query("layer == 1 and head == 2 and factor == 'class'")
-    basis = torch.linalg.qr(units.frames.heads[1, 2].double().mT).Q
+    basis = torch.linalg.qr(units.frames.head_frames[1, 2].double().mT).Q
     samples = units.head_coordinates(1, 2) @ basis.mT
     centred = samples - samples.mean(0)
     groups = torch.stack([centred[dataset.labels == c].mean(0) for c in range(3)])

@@ -12,12 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
+from huggingface_hub import constants
 
-from residual import load_units, plan
-from residual.chapters import project_root
-from residual.hub import DataError
-from residual.plan import Job, jobs, main
+from edition import plan
+from edition.inputs import Extraction
+from edition.pages import project_root
+from edition.plan import jobs, main
+from residual import load_units
+from residual.data.hub.read import DataError
 from residual.store import read_manifest
 
 ROOT = project_root()
@@ -34,7 +38,9 @@ def moments(folder: Path) -> dict[str, list]:
     found = {}
     for path in folder.glob("*--*"):
         units = load_units(path)
-        found[path.name] = [getattr(units, name).scatter for name in ("heads", "blocks", "output")]
+        found[path.name] = [
+            getattr(units, name).scatter for name in ("head_moments", "block_moments", "output_moments")
+        ]
     return found
 
 
@@ -56,10 +62,10 @@ def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
 
 def test_what_is_there_already_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "encoder_cost", lambda name: plan.Cost(1e11, 1000, 10**6, 10**8))
-    monkeypatch.setattr(plan.datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(plan.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     rest = "test", 100, False, True, 0, 128
-    own = [Job("BLIP-L", "mnist", *rest), Job("CLIP-B", "org/x", *rest)]
+    own = [Extraction("BLIP-L", "mnist", *rest), Extraction("CLIP-B", "org/x", *rest)]
     assert not any(found["there"] for found in plan._downloads(own).values())
     (tmp_path / "hub/models--timm--vit_base_patch16_clip_224.openai/snapshots/a").mkdir(parents=True)
     (tmp_path / "hub/models--timm--vit_base_patch16_clip_224.openai/snapshots/a/weights").write_text("")
@@ -113,10 +119,7 @@ def test_costs_are_those_of_the_encoder():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (["none"], "none.yml"),
-        (["tiny", "--run", "x"], "tiny has no job 'x'; --list shows them"),
-    ],
+    [(["none"], "none.yml"), (["tiny", "--run", "x"], "tiny has no job 'x'; --list shows them")],
 )
 def test_a_wrong_plan_is_refused(capsys, arguments, message):
     assert main(arguments) == 2
@@ -124,10 +127,10 @@ def test_a_wrong_plan_is_refused(capsys, arguments, message):
 
 
 def test_jobs_are_named_apart_and_tell_their_number_of_images():
-    job = Job("mini-clip", "digits", "test", 100, False, True, 0, 128)
+    job = Extraction("mini-clip", "digits", "test", 100, False, True, 0, 128)
     assert job.count() == 100
     assert job.name.startswith("mini-clip--digits--test--100--coordinates--")
-    assert Job("a", "org/name", "test", 100, False, True, 0, 128).count() is None
+    assert Extraction("a", "org/name", "test", 100, False, True, 0, 128).count() is None
     names = [job.name for job in jobs(ROOT / "profiles/mini.yml")]
     assert len(set(names)) == len(names)
 
@@ -188,6 +191,6 @@ def test_a_chapter_that_fails_is_in_the_book_with_its_error(project):
     assert told in done.stdout + done.stderr
     html = project / "_build/html"
     assert "broken on purpose" in (html / "similarity.html").read_text()
-    assert "run make chapter CHAPTER=similarity" in (html / "claims.html").read_text()  # which it reads
+    assert "run the chapter similarity" in (html / "claims.html").read_text()  # which it reads
     assert "These chapters" not in (html / "heads.html").read_text()
     assert not (project / "_build/runs/tiny/similarity.ipynb").exists()  # so that it is run again

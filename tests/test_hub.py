@@ -17,12 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
+from edition.inputs import task_parts
+from edition.pages import ParameterError
+from edition.parameters import check_parameters
 from hub_server import REVISION, Hub
-from residual import extract, hub, load_dataset
+from residual import extract, load_dataset
 from residual.alignment import FineTuned, fit
-from residual.catalogue import catalogue
-from residual.chapters import ParameterError, check_parameters, task_parts
-from residual.hub import DataError
+from residual.data.hub import read as hub
+from residual.data.hub.catalogue import catalogue
+from residual.data.hub.read import DataError
 from residual.selection import encode_images
 
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
@@ -143,7 +146,7 @@ def test_units_are_those_of_the_preprocessed_images_with_workers_or_without(tmp_
     assert plain.outputs().allclose(encoder.encode_image(pixels), atol=1e-5)
     assert encode_images(encoder, data).allclose(plain.outputs(), atol=1e-5)
     assert helped.outputs().equal(plain.outputs())
-    assert helped.heads.scatter.equal(plain.heads.scatter)
+    assert helped.head_moments.scatter.equal(plain.head_moments.scatter)
     assert plain.class_labels().equal(data.labels)
 
 
@@ -160,7 +163,7 @@ def test_parts_of_an_extraction_merge_to_identical_moments(tmp_path, encoder, da
     written = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
     merged = run("parts")
     assert written == {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}  # none was made again
-    for name in ("heads", "blocks", "output"):
+    for name in ("head_moments", "block_moments", "output_moments"):
         assert getattr(merged, name).mean.equal(getattr(whole, name).mean)
         assert getattr(merged, name).scatter.equal(getattr(whole, name).scatter)
     with pytest.raises(ValueError, match="part must be"):
@@ -176,7 +179,7 @@ def test_a_part_that_was_damaged_or_never_ran_is_made_up_for(tmp_path, encoder, 
     (folder,) = (tmp_path / "parts").iterdir()
     first = next(iter(sorted(folder.glob("shard-*"))))
     first.write_bytes(first.read_bytes()[:-9])
-    assert run("parts").heads.scatter.equal(run("whole").heads.scatter)
+    assert run("parts").head_moments.scatter.equal(run("whole").head_moments.scatter)
 
 
 def test_batches_are_halved_where_memory_does_not_suffice(tmp_path, encoder, dataset, monkeypatch, caplog):
@@ -273,7 +276,7 @@ def test_a_cache_that_cannot_be_written_or_read_loses_no_more_than_the_pin(tmp_p
     monkeypatch.setattr(hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha="a" * 40))
     (tmp_path / "file").write_text("")
     assert hub._pinned("org/name", tmp_path / "file") == "a" * 40  # a folder cannot be made there, even by root
-    assert "is not recorded" in caplog.text
+    assert "could not be recorded" in caplog.text
     (tmp_path / "revisions.json").write_text("{broken")
     assert hub._pinned("org/name", tmp_path) == "a" * 40
     assert "is damaged" in caplog.text
@@ -300,7 +303,7 @@ def test_the_catalogue_holds_the_papers_sets():
 LOAD = """
 import sys
 from residual import load_dataset
-from residual.hub import DataError
+from residual.data.hub.read import DataError
 try:
     data = load_dataset(sys.argv[1], "test")
     print(len(data), *data.classes, *data.templates, sep="|")

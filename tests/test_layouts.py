@@ -157,7 +157,7 @@ def test_a_list_of_names_in_another_order_does_not_move_labels(tmp_path):
     ("write", "message"),
     [
         (table(BOTH, label=lambda i: i % 3), r"numbers for labels and no classnames\.txt"),
-        (table(BOTH, label=lambda i: i / 2), "labels are no whole numbers, such as 0.5"),
+        (table(BOTH, label=lambda i: i / 2), "labels are not whole numbers, such as 0.5"),
         (table(BOTH, label=lambda i: [WORDS[0]]), "does not hold one label for an image"),
         (table(BOTH, boxes=lambda i: i), "none is called cls, label"),
         (table({"fold1": range(9), "fold2": range(9)}, label=lambda i: "a"), "no split called train or test"),

@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import OrthogonalMatchingPursuit
 
 from residual import extract
-from residual.pursuit import (
-    agreement,
-    filter_dictionary,
-    omp,
-    omp_heads,
-    somp,
-    somp_head,
-    somp_heads,
-    textspan,
-    textspan_from_moments,
-    textspan_heads,
-)
+from residual.heads import omp_heads, somp_head, somp_heads, textspan_heads
+from residual.pursuit import agreement, filter_dictionary, omp, somp, textspan, textspan_from_moments
 from residual.spectrum import Moments
 
 CRITERIA = {"l1": lambda p: p.abs().sum(1), "l2": lambda p: p.square().sum(1), "variance": lambda p: p.var(1)}
@@ -204,7 +194,7 @@ def test_stored_heads_are_pursued_as_samples_in_output_space(encoder, dataset, t
     assert first.indices.tolist() != second.indices.tolist()
     together = {criterion: somp_heads(units, words, 3, criterion, rank) for criterion in CRITERIA}
     for layer, head in ((0, 1), (2, 3)):
-        basis = torch.linalg.qr(units.frames.heads[layer, head].double().mT).Q
+        basis = torch.linalg.qr(units.frames.head_frames[layer, head].double().mT).Q
         samples = units.head_coordinates(layer, head) @ basis.mT
         samples = samples - samples.mean(0)
         components = spectra.components[layer, head]

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from conftest import copy_project
+from edition.pages import project_root
 from hub_server import Hub
-from residual.catalogue import catalogue
-from residual.chapters import project_root
-from residual.sources import PAPER, ZOO
+from residual.data.hub.catalogue import catalogue
+from residual.encoders.names import MINI, PAPER
 from test_hub import write_tar
 
 ROOT = project_root()
@@ -68,14 +68,14 @@ def served(tmp_path_factory):
     project = copy_project(folder / "le projet")
     paper = yaml.safe_load((ROOT / "profiles/paper.yml").read_text())
     (project / "profiles/rehearsal.yml").write_text(yaml.safe_dump(rehearsal(paper)))
-    repos = write_sets(folder / "sets") | {PAPER[name].id: ZOO / own for name, own in STANDINS.items()}
+    repos = write_sets(folder / "sets") | {PAPER[name].id: MINI / own for name, own in STANDINS.items()}
     with Hub(repos).serving() as server:
         own = {"HF_ENDPOINT": server.address, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
         yield project, os.environ | own
 
 
 def start(project: Path, env: dict[str, str], *, log: Path) -> subprocess.Popen:
-    alone = [sys.executable, "lib/residual/alone.py", "_build/.lock", sys.executable, "-m", "snakemake", "--nolock"]
+    alone = [sys.executable, "lib/edition/alone.py", "_build/.lock", sys.executable, "-m", "snakemake", "--nolock"]
     command = [*alone, "--rerun-incomplete", "--cores", "2", "--config", "profile=rehearsal", "units=1"]
     with log.open("w") as file:
         return subprocess.Popen(

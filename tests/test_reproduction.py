@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from IPython.display import Markdown
 
-from residual.catalogue import catalogue
-from residual.chapters import published
-from residual.reproduction import TOLERANCES, beside, check_base, compare, published_name, ranks, tally
+from edition.reproduction import TOLERANCES, beside, check_base, compare, published_name, ranks, tally
+from edition.results import published
+from residual.data.hub.catalogue import catalogue
 
 
 def test_every_published_data_set_is_in_the_catalogue():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from residual import extract, trace
-from residual.data import Dataset
+from residual.data.dataset import Dataset
 from residual.selection import (
     METHODS,
     ablate,
@@ -106,7 +106,7 @@ def test_ablation_keeps_what_it_says(encoder, tmp_path):
     assert ablate(stored, kept).allclose(chosen, atol=1e-5)
     rest = sum(units[label].mean(0) for label in units.labels if label not in ("L1.H2", "L2.H0"))
     assert ablate(stored, kept, means=stored).allclose(chosen + rest, atol=1e-4)
-    with pytest.raises(ValueError, match=r"kept must have shape \[3, 4\]"):
+    with pytest.raises(ValueError, match=r"selected must have shape \[3, 4\]"):
         ablate(stored, kept[:2])
 
 
@@ -118,8 +118,8 @@ def test_tasks_that_cannot_be_scored_are_refused(encoder, small, tmp_path):
         score_units(stored, "S")
     with pytest.raises(ValueError, match=r"class names \['a'\] repeat"):
         class_encodings(encoder, replace(data, classes=("a", "b", "a")))
-    with pytest.raises(ValueError, match="one class, 'a': there is nothing to tell apart"):
+    with pytest.raises(ValueError, match="one class, 'a'; classification needs at least two"):
         class_encodings(encoder, replace(data, classes=("a",), labels=data.labels * 0))
     for family in ("dinov2", "vit"):
-        with pytest.raises(ValueError, match="has no text tower; use a text-aligned encoder"):
+        with pytest.raises(ValueError, match="has no text tower or no tokenizer; use a text-aligned encoder"):
             class_encodings(small(family), data)

@@ -95,8 +95,8 @@ def test_pca_of_half_precision(dtype):
 def test_pca_of_every_head_from_moments_is_that_of_the_unit(small, kind):
     encoder = small(kind)
     units = trace(encoder, pixels_of(encoder, 60))
-    moments = Moments.of(units.coordinates)
-    fast = pca_from_moments(moments, units.frames.heads, units.frames.heads_constant)
+    moments = Moments.of(units.head_coordinates)
+    fast = pca_from_moments(moments, units.frames.head_frames, units.frames.head_constant)
     for layer in range(encoder.layers):
         for head in range(encoder.heads):
             unit = pca(units[f"L{layer}.H{head}"].double())

@@ -15,10 +15,11 @@ import torch
 
 from conftest import interrupt_at, write_config
 from residual import extract, load_units, trace
-from residual.data import Dataset
+from residual.data.dataset import Dataset
 from residual.extraction import pixels_for
+from residual.files import write_bytes
 from residual.spectrum import pca
-from residual.store import StoreError, write_bytes
+from residual.store import StoreError
 
 OPTIONS = {"coordinates": "float32", "batch": 8, "shard": 16, "progress": False}
 
@@ -31,7 +32,7 @@ def test_moments_and_coordinates_are_those_of_the_units(encoder, dataset, tmp_pa
     stored = extract(encoder, dataset, root=tmp_path, **OPTIONS)
     units = trace(encoder, dataset.images)
     assert stored.labels == units.labels
-    assert stored.heads.count == len(dataset)
+    assert stored.head_moments.count == len(dataset)
     spectra, unit = stored.head_pca(), pca(units["L1.H2"].double())
     k = spectra.eigenvalues.shape[-1]
     torch.testing.assert_close(spectra.eigenvalues[1, 2], unit.eigenvalues[:k], rtol=1e-5, atol=1e-9)
@@ -40,7 +41,7 @@ def test_moments_and_coordinates_are_those_of_the_units(encoder, dataset, tmp_pa
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(stored.outputs(), units.output, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(stored.block_coordinates(2), units["L1.MLP"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(stored.output.mean.float(), units.output.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stored.output_moments.mean.float(), units.output.mean(0), rtol=1e-4, atol=1e-5)
     assert torch.equal(stored.class_labels(), dataset.labels)
 
 
@@ -48,7 +49,7 @@ def test_a_second_run_does_no_work(encoder, dataset, tmp_path, monkeypatch):
     first = extract(encoder, dataset, root=tmp_path, **OPTIONS)
     monkeypatch.setattr("residual.extraction.trace", None)
     second = extract(encoder, dataset, root=tmp_path, **OPTIONS)
-    assert torch.equal(first.heads.scatter, second.heads.scatter)
+    assert torch.equal(first.head_moments.scatter, second.head_moments.scatter)
 
 
 def test_what_an_extraction_depends_on_has_a_folder_of_its_own(encoder, dataset, small, tmp_path):
@@ -73,7 +74,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(encoder, dataset, tmp_path,
 SCRIPT = """
     import sys, torch
     from residual import extract, load_encoder
-    from residual.data import Dataset
+    from residual.data.dataset import Dataset
     images = torch.randint(0, 256, (800, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     data = Dataset("noise", "train", images, torch.zeros(800, dtype=torch.int64), ("a",), ("{}",))
     encoder = load_encoder(sys.argv[1], pretrained=False)
@@ -173,7 +174,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path):
     code = """
         import resource, signal, sys
         from pathlib import Path
-        from residual.store import write_bytes
+        from residual.files import write_bytes
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
@@ -182,7 +183,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path):
             print(error)
     """
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(path)], capture_output=True, text=True)
-    assert "no room for 5,000 bytes" in out.stdout
+    assert "no room for file" in out.stdout
     assert path.read_bytes() == b"good"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -206,7 +207,7 @@ def test_bad_arguments_are_refused_before_any_work(encoder, tmp_path, options, m
 def test_images_of_another_size_go_through_preprocessing(encoder, tmp_path):
     images = torch.randint(0, 256, (5, 3, 48, 40), dtype=torch.uint8)
     data = Dataset("other", "test", images, torch.zeros(5, dtype=torch.int64), ("a",), ("{}",))
-    assert extract(encoder, data, root=tmp_path, progress=False).output.count == 5
+    assert extract(encoder, data, root=tmp_path, progress=False).output_moments.count == 5
 
 
 def test_pixels_are_not_preprocessed_twice(encoder):

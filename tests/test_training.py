@@ -62,7 +62,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     train, validation = hidden_classes(0), hidden_classes(1)
     whole, part = LinearAligner(16), LinearAligner(16)
     expected = fit(whole, train, validation, CLASSES, rate=1e-3)
-    keep, calls = training._keep, itertools.count(1)
+    keep, calls = training._save, itertools.count(1)
     monkeypatch.setattr(training, "PAUSE", 0.0)
 
     def stop_after_three(*args):
@@ -70,7 +70,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
         if next(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_keep", stop_after_three)
+    monkeypatch.setattr(training, "_save", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         fit(part, train, validation, CLASSES, rate=1e-3, checkpoint=tmp_path)
     resumed = LinearAligner(16)
@@ -100,15 +100,15 @@ def test_a_damaged_checkpoint_is_told_and_trained_anew(tmp_path, caplog, damage)
     (path,) = tmp_path.glob("*.pt")
     path.write_bytes(damage(path.read_bytes()))
     assert fit(LinearAligner(16), train, train, CLASSES, rate=1e-2, checkpoint=tmp_path).accuracy > 0.9
-    assert "training anew" in caplog.text
+    assert "is damaged; starting over" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("labels", "classes", "message"),
     [
-        (torch.zeros(600, dtype=torch.long), CLASSES[:1], "1 class: there is nothing to tell apart"),
+        (torch.zeros(600, dtype=torch.long), CLASSES[:1], "1 class; classification needs at least two"),
         (torch.arange(600) % 3, CLASSES, r"no training image of classes \[3\]"),
-        (torch.arange(600) % 5, CLASSES, "labels run from 0 to 4, but 4 classes ask for 0 to 3"),
+        (torch.arange(600) % 5, CLASSES, "labels run from 0 to 4, but 4 classes need 0 to 3"),
         (torch.arange(600) % 4 - 1, CLASSES, "labels run from -1"),
         (torch.arange(599) % 4, CLASSES, "600 training images and 599 labels"),
     ],

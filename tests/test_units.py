@@ -10,6 +10,7 @@ import torch
 
 from conftest import FAMILIES, pixels_of, relative_error, shake
 from residual import load_encoder, trace
+from residual.units import Unit, residual_units
 
 BASE = ["OpenCLIP-B", "CLIP-B", "BLIP-B", "DINOv2-B", "ViT-B"]
 LARGE = ["OpenCLIP-L", "CLIP-L", "BLIP-L", "DINOv2-L", "ViT-L"]
@@ -86,6 +87,20 @@ def test_labels_follow_the_residual_stream(encoder):
     labels = trace(encoder, pixels_of(encoder)).labels
     assert labels[:6] == ["X0", "L0.H0", "L0.H1", "L0.H2", "L0.H3", "L0.MLP"]
     assert len(labels) == 1 + encoder.layers * (encoder.heads + 1)
+
+
+@pytest.mark.parametrize("label", ["X0", "Y", "L0.H3", "L11.H0", "L11.MLP"])
+def test_a_unit_knows_its_label(label):
+    assert str(Unit.parse(label)) == label
+
+
+def test_units_come_in_the_order_of_the_residual_stream_and_know_their_block():
+    units = residual_units(2, 1)
+    assert [str(unit) for unit in units] == ["X0", "L0.H0", "L0.MLP", "L1.H0", "L1.MLP"]
+    assert [unit.block for unit in units if unit.kind != "head"] == [0, 1, 2]
+    for label in ("L0", "H3", "L0.X0", "l0.h1", "L0.H", "L-1.MLP", "L0.H1 "):
+        with pytest.raises(KeyError, match="no unit"):
+            Unit.parse(label)
 
 
 @pytest.mark.parametrize("label", ["L9.H0", "L0.H4", "x", ""])
@@ -171,7 +186,7 @@ def test_the_sum_is_exact_under_autocast(encoder):
     with torch.autocast("cpu", torch.bfloat16):
         units = trace(encoder, pixels_of(encoder))
     assert relative_error(units.total(), units.output) < 0.02
-    assert units.coordinates.dtype == torch.float32
+    assert units.head_coordinates.dtype == torch.float32
 
 
 def test_uint8_pixels_are_normalised(encoder):

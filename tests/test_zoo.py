@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 
 from conftest import interrupt_at
 from residual import load_dataset, load_encoder
-from residual.artwork import load_artwork, vocabulary
-from residual.render import BACKDROPS, COLOURS, draw_scenes
+from residual.data.miniature.emoji import load_artwork, vocabulary
+from residual.data.miniature.scenes import BACKDROPS, COLOURS, draw_scenes
+from residual.encoders.names import EMBEDDED, MINI
 from residual.selection import class_encodings, encode_images, knn_accuracy, zero_shot_accuracy
-from residual.sources import EMBEDDED, ZOO
-from residual.zoo.__main__ import main
-from residual.zoo.captions import STYLE_WORDS, load_concepts, write_captions
-from residual.zoo.objectives import assignments, contrastive_loss, distillation_loss
-from residual.zoo.recipes import RECIPES
-from residual.zoo.train import _dropped, _write_log, build_tokenizer, train
+from zoo.__main__ import main
+from zoo.captions import STYLE_WORDS, load_concepts, write_captions
+from zoo.objectives import assignments, contrastive_loss, distillation_loss
+from zoo.recipes import RECIPES
+from zoo.train import _dropped, _Run, build_tokenizer, train
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def small(name, **changes):
 @pytest.fixture
 def artwork(monkeypatch):
     """Decoded once for all runs."""
-    monkeypatch.setattr("residual.zoo.train.load_artwork", functools.cache(load_artwork))
+    monkeypatch.setattr("zoo.train.load_artwork", functools.cache(load_artwork))
 
 
 @pytest.mark.parametrize("name", ["mini-clip", "mini-blip", "mini-dinov2", "mini-vit"])
@@ -85,7 +85,7 @@ def test_training_stopped_and_resumed_ends_with_the_same_weights(name, npm, artw
     options = {"recipe": small(name), "every": 2}
     train(name, tmp_path / "whole", npm, **options)
     with monkeypatch.context() as patch:
-        patch.setattr("residual.zoo.train._write_log", interrupt_at(_write_log, 2))
+        patch.setattr(_Run, "checkpoint", interrupt_at(_Run.checkpoint, 2))
         with pytest.raises(KeyboardInterrupt):
             train(name, tmp_path / "part", npm, **options)
     train(name, tmp_path / "part", npm, **options)
@@ -98,7 +98,7 @@ def test_training_stopped_and_resumed_ends_with_the_same_weights(name, npm, artw
     encoder = load_encoder(str(tmp_path / "whole"))
     assert encoder.family == load_encoder(name).family
     assert (encoder.layers, encoder.heads, encoder.dtype) == (8, 8, torch.float32)
-    if encoder.tokenize:
+    if encoder.reads_text:
         assert encoder.encode_text(["a red circle"]).shape == (1, 128)
 
 
@@ -173,7 +173,7 @@ def test_encoders_without_words_know_emoji_better_than_random_weights(name):
 
 
 def test_the_embedded_weights_are_small_in_half_precision_and_described():
-    files = [path for name in RECIPES for path in (ZOO / name).iterdir()]
+    files = [path for name in RECIPES for path in (MINI / name).iterdir()]
     assert set(EMBEDDED) == set(RECIPES)
     assert max(path.stat().st_size for path in files) < 12e6
     assert sum(path.stat().st_size for path in files) < 40e6
@@ -181,6 +181,6 @@ def test_the_embedded_weights_are_small_in_half_precision_and_described():
     assert len(weights) == 5
     assert {value.dtype for path in weights for value in load_file(path).values()} == {torch.float16}
     for name, recipe in RECIPES.items():
-        card = (ZOO / name / "README.md").read_text()
+        card = (MINI / name / "README.md").read_text()
         assert all(word in card for word in ("Limits", f"{recipe.steps:,} steps", f"seed {recipe.seed}", name))
-        assert (ZOO / name / "training.csv").read_text().splitlines()[-1].startswith(f"{recipe.steps},")
+        assert (MINI / name / "training.csv").read_text().splitlines()[-1].startswith(f"{recipe.steps},")

@@ -1,0 +1,71 @@
+"""What an import costs and brings in, and what cache keys depend on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from residual.files import cache_key, code_key
+
+HEAVY = {"transformers", "open_clip", "datasets", "sklearn", "skimage", "matplotlib", "pandas"}
+
+
+def loaded(statement: str) -> set[str]:
+    """Top-level modules that a statement brings into a fresh process."""
+    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import residual", HEAVY | {"torch", "numpy"}),
+        ("import residual.spectrum, residual.dimension, residual.pursuit", HEAVY | {"safetensors", "PIL", "pydantic"}),
+        ("from residual import load_encoder, trace", HEAVY),
+        ("from residual import load_dataset; load_dataset('digits', 'test')", HEAVY - {"sklearn", "pandas"}),
+        ("from residual import load_encoder; load_encoder('mini-vit')", {"open_clip", "datasets"}),
+        ("from residual import extract, load_units", HEAVY),
+        ("import edition.pages", HEAVY | {"torch"}),
+    ],
+)
+def test_an_import_brings_in_only_what_it_needs(statement, absent):
+    assert not loaded(statement) & absent
+
+
+def test_public_names_are_all_there():
+    import residual
+
+    assert {"extract", "load_dataset", "load_encoder", "load_units", "trace"} <= set(residual.__all__)
+    assert all(getattr(residual, name) is not None for name in residual.__all__)
+
+
+def function(source: str) -> types.ModuleType:
+    module = types.ModuleType("f")
+    module.source = source
+    return module
+
+
+SOURCES = {
+    "plain": "def f(x):\n    return x + 1\n",
+    "documented": 'def f(x):\n    """What f does."""\n    # a reason\n    return x + 1\n',
+    "documented otherwise": 'def f(x):\n    """Something else."""\n\n    return (x + 1)\n',
+    "changed": "def f(x):\n    return x + 2\n",
+}
+
+
+def test_a_code_key_changes_with_what_code_does_and_not_with_its_docstrings(monkeypatch):
+    monkeypatch.setattr("residual.files.inspect.getsource", lambda part: part.source)
+    keys = {name: code_key.__wrapped__(function(source)) for name, source in SOURCES.items()}
+    assert len({keys[name] for name in ("plain", "documented", "documented otherwise")}) == 1
+    assert keys["changed"] != keys["plain"]
+
+
+def test_a_cache_key_changes_with_every_fact():
+    assert len({cache_key(1, "a"), cache_key(2, "a"), cache_key(1, "b"), cache_key(1, "a", None)}) == 4
+    assert cache_key(1, 23) != cache_key(12, 3)
+    assert cache_key(torch.zeros(2, 3)) != cache_key(torch.zeros(3, 2))
