@@ -36,6 +36,11 @@ SELECTION = ("share", "heads", "strategy", "ablation", "accuracy", "accuracy_se"
 ALIGNMENT = ("method", "seed", "accuracy", "accuracy_se", "validation", "params", "epochs", "rate", "seconds")
 
 
+def text_scale(encoder: Encoder) -> float:
+    """The encoder's logit scale; 100 where the model has none, as BLIP."""
+    return encoder.logit_scale or 100.0
+
+
 class Tasks:
     """The encoders and tasks of a chapter.
 
@@ -94,7 +99,7 @@ class Tasks:
             (inputs["train"], labels["train"]),
             (inputs["validation"], labels["validation"]),
             classes,
-            scale=encoder.logit_scale or 100.0,
+            scale=text_scale(encoder),
             seed=seed,
             checkpoint=self.run.root / "_build/fits",
             workers=self.workers,
@@ -262,7 +267,7 @@ def accuracy_rows(run: Chapter, encoder: Encoder) -> Iterator[dict[str, Any]]:
 
 def _text_accuracies(encoder: Encoder, named: Dataset, splits: dict, seed: int) -> dict[str, float]:
     classes, (outputs, labels) = selection.class_encodings(encoder, named), splits["test"]
-    aligner, scale = LinearAligner(encoder.output_dim), encoder.logit_scale or 100.0
+    aligner, scale = LinearAligner(encoder.output_dim), text_scale(encoder)
     alignment.fit(aligner, splits["train"], splits["validation"], classes, scale=scale, seed=seed)
     aligned = zero_shot_accuracy(alignment.transformed(aligner, outputs), classes, labels)
     return dict(zip(TEXT_MEASURES, (*zero_shot_accuracy(outputs, classes, labels), *aligned), strict=True))
