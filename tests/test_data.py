@@ -9,7 +9,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from residual import dataset_names, load_dataset, task_names
-from residual.data.dataset import SPLITS, Dataset, cache_folder
+from residual.data.dataset import SPLITS, Dataset
 from residual.data.miniature.emoji import load_artwork, vocabulary
 from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
 from residual.data.miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS

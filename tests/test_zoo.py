@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from types import MappingProxyType
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 from conftest import interrupt_at
 from residual import load_dataset, load_encoder
 from residual.data.miniature.emoji import load_artwork, vocabulary
-from residual.data.miniature.scenes import BACKDROPS, COLOURS, draw_scenes
+from residual.data.miniature.scenes import BACKDROPS, COLOURS, sample_scenes
 from residual.encoders.names import EMBEDDED, MINI
 from residual.selection import class_encodings, encode_images, knn_accuracy, zero_shot_accuracy
 from zoo.__main__ import main
+from zoo.batches import Batches, Renderer, build_tokenizer
 from zoo.captions import STYLE_WORDS, load_concepts, write_captions
-from zoo.objectives import assignments, contrastive_loss, distillation_loss
-from zoo.recipes import RECIPES
-from zoo.train import _dropped, _Run, build_tokenizer, train
+from zoo.objectives import Batch, Contrast, assignments, contrastive_loss, distillation_loss
+from zoo.recipes import OUTPUT, RECIPES, build_encoder
+from zoo.studies import STUDIES, measure, study_recipe
+from zoo.train import _Run, _seen, train
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def test_captions_are_positives_of_the_scenes_they_are_true_of(npm):
     artwork, concepts = load_artwork(), load_concepts(npm)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(40, (300,), generator=generator)
-    scene = draw_scenes(artwork.sprites[drawn], generator=generator)
+    scene = sample_scenes(len(drawn), generator)
     captions = write_captions(concepts, artwork, drawn, scene, generator)
     assert captions.positives.diagonal().all()
     names = [vocabulary()[i].name for i in drawn.tolist()]
@@ -48,10 +52,10 @@ def test_captions_are_positives_of_the_scenes_they_are_true_of(npm):
             exact += 1
             assert captions.positives[:, column].tolist() == [name == text for name in names]
         if " on a striped background" in text:
-            assert not captions.positives[scene.backdrop != BACKDROPS.index("striped"), column].any()
+            assert not captions.positives[scene.kind != BACKDROPS.index("striped"), column].any()
         for index, colour in enumerate(COLOURS):
             if text == f"something on a {colour} background":
-                expected = (scene.backdrop == 0) & (scene.colour == index)
+                expected = (scene.kind == 0) & (scene.colour == index)
                 assert captions.positives[:, column].equal(expected)
     assert exact > 10
     assert any(STYLE_WORDS[0] in text for text in captions.texts)
@@ -68,16 +72,35 @@ def test_the_loss_is_least_where_all_positives_are_alike():
     assert good < contrastive_loss(text, text, torch.tensor(5.0), both)
 
 
+def test_naming_the_emoji_adds_to_the_loss(npm, artwork):
+    recipe = small("mini-openclip", identity=0.0)
+    batches = Batches(recipe, npm)
+    batch = Renderer(batches.artwork, torch.device("cpu"))(batches[0])
+    encoder = build_encoder("mini-openclip", recipe, len(batches.tokenizer))
+    plain, naming = Contrast(encoder, 0.0), Contrast(encoder, 0.5)
+    torch.nn.init.zeros_(naming.classify.weight)
+    torch.nn.init.zeros_(naming.classify.bias)
+    assert naming.classify.in_features == OUTPUT
+    assert naming(batch).item() == pytest.approx(plain(batch).item() + 0.5 * math.log(1897), rel=1e-4)
+
+
 def small(name, **changes):
-    """The recipe of an encoder, on Twemoji alone, for four steps of eight images."""
-    options = {"styles": MappingProxyType({"twemoji": 1.0}), "steps": 4, "batch": 8}
+    """The recipe of an encoder of two layers, on Twemoji alone, for four steps of eight images."""
+    options = {
+        "styles": MappingProxyType({"twemoji": 1.0}),
+        "steps": 4,
+        "batch": 8,
+        "layers": 2,
+        "width": 48,
+        "heads": 3,
+    }
     return dataclasses.replace(RECIPES[name], **options | changes)
 
 
 @pytest.fixture
 def artwork(monkeypatch):
     """Decoded once for all runs."""
-    monkeypatch.setattr("zoo.train.load_artwork", functools.cache(load_artwork))
+    monkeypatch.setattr("zoo.batches.load_artwork", functools.cache(load_artwork))
 
 
 @pytest.mark.parametrize("name", ["mini-clip", "mini-blip", "mini-dinov2", "mini-vit"])
@@ -97,15 +120,16 @@ def test_training_stopped_and_resumed_ends_with_the_same_weights(name, npm, artw
         train(name, tmp_path / "part", npm, recipe=small(name, seed=9))
     encoder = load_encoder(str(tmp_path / "whole"))
     assert encoder.family == load_encoder(name).family
-    assert (encoder.layers, encoder.heads, encoder.dtype) == (8, 8, torch.float32)
+    assert (encoder.layers, encoder.heads, encoder.dtype) == (2, 3, torch.float32)
     if encoder.reads_text:
         assert encoder.encode_text(["a red circle"]).shape == (1, 128)
 
 
-def test_dropped_patches_leave_the_class_token_and_the_order_of_images(npm):
+def test_dropped_patches_leave_the_class_token_and_the_order_of_images(npm, artwork):
+    batches = Batches(small("mini-vit", tokens=0.5, batch=4, steps=10), npm)
     tokens = torch.arange(4 * 37 * 2).reshape(4, 37, 2).float()
     identity = torch.nn.Identity()
-    with _dropped(identity, 0.5):
+    with _seen(identity, batches[0].patches):
         kept = identity(tokens)
     assert kept.shape == (4, 19, 2)
     assert kept[:, 0].equal(tokens[:, 0])
@@ -113,8 +137,43 @@ def test_dropped_patches_leave_the_class_token_and_the_order_of_images(npm):
         assert {tuple(row) for row in after.tolist()} <= {tuple(row) for row in before.tolist()}
         assert len(after.unique(dim=0)) == 19
     assert identity(tokens).equal(tokens)
-    with _dropped(identity, 1.0):
+    assert batches[8].patches is not None
+    assert batches[9].patches is None  # of the last tenth of the steps
+    with _seen(identity, None):
         assert identity(tokens).equal(tokens)
+
+
+@pytest.mark.parametrize("name", ["mini-openclip", "mini-dinov2"])
+def test_a_batch_drawn_by_another_process_is_the_same(name, npm, artwork):
+    batches = Batches(small(name, plain=0.5), npm)
+    render = Renderer(batches.artwork, torch.device("cpu"))
+    here, (there,) = batches[2], DataLoader(batches, batch_size=None, sampler=[2], num_workers=1)
+    for field in dataclasses.fields(Batch):
+        a, b = (getattr(render(drawn), field.name) for drawn in (here, there))
+        assert (a is None and b is None) or a.equal(b)
+    assert (here.views[0][0].kind == BACKDROPS.index("plain")).float().mean() > 0.25
+    assert len(render(here).images) == len(here.rows) * len(here.views)
+
+
+def test_every_study_changes_one_thing_that_the_recipe_has():
+    base = study_recipe("nothing changed")
+    for name, change in STUDIES.items():
+        changed = {
+            f.name for f in dataclasses.fields(base) if getattr(study_recipe(name), f.name) != getattr(base, f.name)
+        }
+        assert changed == set(change)
+        assert len(change) <= 1
+
+
+def test_measuring_an_encoder_describes_every_head_and_task(monkeypatch):
+    monkeypatch.setattr("zoo.studies.load_dataset", lambda name, split: load_dataset(name, split).head(150))
+    monkeypatch.setattr("zoo.studies.TASKS", ("digits",))
+    heads, tasks = measure(MINI / "mini-vit")
+    assert len(heads) == 12 * 6
+    assert heads[["linear_id", "twonn_id", "evr1"]].gt(0).all(axis=None)
+    assert heads[["backdrop", "colour", "size", "position", "class"]].le(1).all(axis=None)
+    assert heads["class"].max() > 0.5  # mini-vit names emoji
+    assert list(tasks["task"]) == ["digits"]
 
 
 def test_assignments_use_all_prototypes_alike():
@@ -155,7 +214,7 @@ def test_the_tokenizer_is_the_same_every_time_and_spells_what_it_does_not_know(n
 def test_text_aligned_encoders_name_their_emoji(name, task):
     encoder, data = load_encoder(name), load_dataset(task, "test").head(500)
     accuracy, error = zero_shot_accuracy(encode_images(encoder, data), class_encodings(encoder, data), data.labels)
-    assert accuracy > 0.6
+    assert accuracy > 0.85
     assert error < 0.03
 
 
@@ -175,8 +234,8 @@ def test_encoders_without_words_know_emoji_better_than_random_weights(name):
 def test_the_embedded_weights_are_small_in_half_precision_and_described():
     files = [path for name in RECIPES for path in (MINI / name).iterdir()]
     assert set(EMBEDDED) == set(RECIPES)
-    assert max(path.stat().st_size for path in files) < 12e6
-    assert sum(path.stat().st_size for path in files) < 40e6
+    assert max(path.stat().st_size for path in files) < 13e6
+    assert sum(path.stat().st_size for path in files) < 60 * 2**20
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert len(weights) == 5
     assert {value.dtype for path in weights for value in load_file(path).values()} == {torch.float16}

@@ -32,6 +32,12 @@ class DamagedFileError(ValueError):
     """A file cannot be read, or does not have the checksum that it was written with."""
 
 
+def cache_folder() -> Path:
+    """Where data sets and weights are kept: $RESIDUAL_CACHE, or `residual` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "residual"
+    return Path(os.environ.get("RESIDUAL_CACHE") or default).expanduser()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which is renamed to `path` if the block succeeds.

@@ -142,7 +142,7 @@ def trace(encoder: Encoder, pixels: Tensor) -> Units:
     if any(module.training for module in encoder.tower.root.modules()):
         raise RuntimeError(f"{encoder.name} is in training mode, where dropout breaks Eq. 1; call enc.model.eval()")
     with TRACING, _recording(encoder) as records:
-        output = encoder.tower.forward(pixels)
+        output = encoder.forward(pixels)
     if silent := [f"L{i}" for i, record in enumerate(records) if record.end is None]:
         raise RuntimeError(f"blocks {silent} of {encoder.name} did not run: its units would not sum to its output")
     with torch.autocast(encoder.device.type, enabled=False):
@@ -179,7 +179,7 @@ def _forward(block: Block, record: _Record, last: bool, x: Tensor, *masks: objec
         raise RuntimeError("attention masks cannot be traced; call the encoder without them")
     if record.end is not None:
         raise RuntimeError("a block ran twice in one forward pass, which Eq. 1 does not cover")
-    record.start = x[:, 0]
+    record.start = x[:, 0].clone()  # a view would keep every token of every layer in memory
     normed = block.norm1(x)
     x, queries = (x[:, :1], normed[:, :1]) if last else (x, normed)
     q, k, v = (part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in block.qkv(normed, queries))
@@ -187,7 +187,7 @@ def _forward(block: Block, record: _Record, last: bool, x: Tensor, *masks: objec
     x = x + block.scale1(block.out(heads))
     mlp = block.scale2(block.mlp(block.norm2(x)))
     x = x + mlp
-    record.heads, record.mlp, record.end = heads[:, 0], mlp[:, 0], x[:, 0]
+    record.heads, record.mlp, record.end = (part[:, 0].clone() for part in (heads, mlp, x))
     return x
 
 

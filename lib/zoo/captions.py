@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from residual.data.miniature.emoji import GROUP_WORDS, Artwork, load_tags, vocabulary
-from residual.data.miniature.scenes import BACKDROPS, COLOURS, Scene
+from residual.data.miniature.scenes import BACKDROPS, COLOURS, Draws
 
 STYLE_WORDS = ("flat drawing", "glossy drawing", "outlined drawing", "line drawing")
 OPENINGS = ("", "", "a picture of ", "a photo of ", "an emoji of ", "an image of ", "an icon of ")
@@ -51,20 +51,28 @@ class Captions:
     positives: Bool[Tensor, "n n"]  # [image, caption]
 
 
-def write_captions(concepts: Concepts, artwork: Artwork, drawn: Int[Tensor, "n"], scene: Scene, generator) -> Captions:
-    """One caption for each image. drawn: rows of `artwork`."""
+def write_captions(
+    concepts: Concepts,
+    artwork: Artwork,
+    drawn: Int[Tensor, "n"],
+    draws: Draws,
+    generator: torch.Generator,
+    detail: float = 1.0,
+) -> Captions:
+    """One caption for each image. drawn: rows of `artwork`. detail: see `Recipe`."""
     owner, style = artwork.emoji[drawn], artwork.style[drawn]
-    size = torch.where(scene.size < 0.65, 0, torch.where(scene.size > 0.9, 1, 2))
-    plain = scene.backdrop == 0
-    colour = torch.where(plain, scene.colour, len(COLOURS))
+    size = torch.where(draws.size < 0.65, 0, torch.where(draws.size > 0.9, 1, 2))
+    backdrop = draws.kind
+    plain = backdrop == 0
+    colour = torch.where(plain, draws.colour, len(COLOURS))
     rolls = torch.rand(len(drawn), 6, generator=generator).tolist()
     rows, texts = [], []
     for i, roll in enumerate(rolls):
         concept = _concept(concepts, int(owner[i]), roll[0], roll[1])
         said = {
-            "style": int(style[i]) if roll[2] < 0.15 else ANY,
-            "backdrop": int(scene.backdrop[i]) if roll[3] < 0.12 or concept == ANY else ANY,
-            "size": int(size[i]) if roll[4] < 0.08 and size[i] < 2 else ANY,
+            "style": int(style[i]) if roll[2] < 0.15 * detail else ANY,
+            "backdrop": int(backdrop[i]) if roll[3] < 0.12 * detail or concept == ANY else ANY,
+            "size": int(size[i]) if roll[4] < 0.08 * detail and size[i] < 2 else ANY,
         }
         said["colour"] = int(colour[i]) if said["backdrop"] == 0 else ANY
         rows.append([concept, *said.values()])
@@ -72,7 +80,7 @@ def write_captions(concepts: Concepts, artwork: Artwork, drawn: Int[Tensor, "n"]
         texts.append(_phrase(concepts.words[concept] if concept != ANY else "something", opening, **said))
     concept, *rest = torch.tensor(rows).T
     positives = concepts.members[concept][:, owner].T | (concept == ANY)
-    for factor, value in zip((style, scene.backdrop, size, colour), rest, strict=True):
+    for factor, value in zip((style, backdrop, size, colour), rest, strict=True):
         positives = positives & ((value == ANY) | (factor[:, None] == value))
     return Captions(texts, positives)
 

@@ -18,6 +18,8 @@ OBJECTIVES = {
     "distillation": "DINO's self-distillation on pairs of scenes of one drawing, without names or classes",
     "classification": "cross-entropy over the 1,897 emoji, by a linear layer that is not kept",
 }
+NAMING = "; and cross-entropy over the 1,897 emoji, by a linear layer that is not kept"
+PATCHES = "; {:.0%} of the patches until the last tenth of the steps"
 ARTWORK = {
     "twemoji": "Twemoji (CC-BY 4.0)",
     "noto": "Noto Emoji (Apache-2.0)",
@@ -27,11 +29,12 @@ ARTWORK = {
 
 
 @torch.no_grad()
-def write_card(name: str, recipe: Recipe, folder: Path) -> None:
-    """Measure the encoder in a folder on validation splits and write its README.md."""
+def write_card(name: str, recipe: Recipe, folder: Path, machine: str) -> None:
+    """Measure the encoder in a folder on validation splits and write its README.md. machine: that it was trained on."""
     encoder = load_encoder(str(folder))
     with (folder / "training.csv").open(newline="") as file:
         seconds = [int(row["seconds"]) for row in csv.DictReader(file)][-1]
+    objective = OBJECTIVES[recipe.objective] + (NAMING if recipe.identity else "")
     tower, sizes = encoder.tower.root, ("num_hidden_layers", "hidden_size", "num_attention_heads")
     layers, width, heads = (TEXT[size] for size in sizes)
     facts = {
@@ -41,9 +44,9 @@ def write_card(name: str, recipe: Recipe, folder: Path) -> None:
         "output": encoder.output_dim, "image_parameters": sum(p.numel() for p in tower.parameters()) / 1e6,
         "text": f"| text tower | {layers} layers of width {width}, {heads} heads |\n" if encoder.reads_text else "",
         "styles": ", ".join(f"{ARTWORK[style]} {share:.0%}" for style, share in recipe.styles.items()),
-        "objective": OBJECTIVES[recipe.objective], "steps": recipe.steps, "rate": recipe.rate, "seed": recipe.seed,
+        "objective": objective, "steps": recipe.steps, "rate": recipe.rate, "seed": recipe.seed,
         "images": recipe.batch * (2 if recipe.objective == "distillation" else 1),
-        "tokens": recipe.tokens, "seconds": seconds,
+        "patches": PATCHES.format(recipe.tokens) if recipe.tokens < 1 else "", "seconds": seconds, "machine": machine,
         "measure": "zero-shot accuracy" if encoder.reads_text else "accuracy by ten nearest neighbours",
         "accuracies": "\n".join(_accuracy(encoder, task) for task in TASKS),
         "words": ", and English as far as emoji have names and keywords" if encoder.reads_text else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,23 +13,25 @@ from jaxtyping import Bool, Float, Int64
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from zoo.recipes import WIDTH
+from residual.data.miniature.emoji import vocabulary
+from zoo.recipes import OUTPUT, Recipe
 
 
 @dataclass(frozen=True)
 class Batch:
     """Scenes, and what an objective may know about them.
 
-    again: other scenes of the same drawings. emoji: rows of `vocabulary()`.
+    images: for distillation, one view of every drawing and then the other. emoji: rows of `vocabulary()`.
+    patches: positions of the tokens that the encoder sees; None for all.
     positives: [image, caption], whether the caption is true of the image.
     """
 
-    images: Float[Tensor, "n 3 s s"]
-    again: Float[Tensor, "n 3 s s"] | None
+    images: Float[Tensor, "m 3 s s"]
     emoji: Int64[Tensor, "n"]
-    tokens: Int64[Tensor, "n t"] | None
-    attention: Int64[Tensor, "n t"] | None
-    positives: Bool[Tensor, "n n"] | None
+    patches: Int64[Tensor, "m p"] | None = None
+    tokens: Int64[Tensor, "n t"] | None = None
+    attention: Int64[Tensor, "n t"] | None = None
+    positives: Bool[Tensor, "n n"] | None = None
 
 
 def contrastive_loss(
@@ -43,11 +46,16 @@ def contrastive_loss(
 
 
 class Contrast(nn.Module):
-    """CLIP's objective, with every true pair of the batch as a positive."""
+    """CLIP's objective, with every true pair of the batch as a positive.
 
-    def __init__(self, encoder: nn.Module) -> None:
+    identity: weight of a second target, the emoji, which a linear layer on the output names.
+    """
+
+    def __init__(self, encoder: nn.Module, identity: float) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.identity = encoder, identity
+        if identity:
+            self.classify = nn.Linear(OUTPUT, len(vocabulary()))
         if not isinstance(encoder, CLIP):  # BLIP's retrieval class has no temperature
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
@@ -60,7 +68,13 @@ class Contrast(nn.Module):
             image = F.normalize(self.encoder.vision_proj(seen).float(), dim=1)
             text, scale = F.normalize(self.encoder.text_proj(read).float(), dim=1), self.logit_scale.exp()
         with torch.autocast(image.device.type, enabled=False):
-            return contrastive_loss(image.float(), text.float(), scale.float(), batch.positives)
+            loss = contrastive_loss(image.float(), text.float(), scale.float(), batch.positives)
+            if self.identity:
+                loss = loss + self.identity * self._naming_loss(image.float(), batch.emoji)
+            return loss
+
+    def _naming_loss(self, image: Float[Tensor, "n d"], emoji: Int64[Tensor, "n"]) -> Tensor:
+        return F.cross_entropy(self.classify(math.sqrt(OUTPUT) * image), emoji, label_smoothing=0.1)
 
     def trained_encoder(self) -> nn.Module:
         return self.encoder
@@ -73,9 +87,9 @@ class Contrast(nn.Module):
 class Classification(nn.Module):
     """Names the emoji, by a linear layer on the class token that is discarded after training."""
 
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
+    def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
-        self.encoder, self.classify = encoder, nn.Linear(WIDTH, classes)
+        self.encoder, self.classify = encoder, nn.Linear(width, len(vocabulary()))
 
     def forward(self, batch: Batch) -> Tensor:
         logits = self.classify(self.encoder(batch.images).last_hidden_state[:, 0])
@@ -98,7 +112,7 @@ def assignments(logits: Float[Tensor, "n k"], temperature: float = 0.04, rounds:
 
 
 def distillation_loss(
-    student: list[Float[Tensor, "n k"]], teacher: list[Float[Tensor, "n k"]], temperature: float = 0.1
+    student: Sequence[Float[Tensor, "n k"]], teacher: Sequence[Float[Tensor, "n k"]], temperature: float = 0.1
 ) -> Tensor:
     """DINO's: each view of the student predicts the teacher's assignment of the other view."""
     targets = assignments(torch.cat(teacher)).chunk(len(teacher))
@@ -120,21 +134,20 @@ class Distillation(nn.Module):
 
     PROTOTYPES = 1024
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 64))
+        self.head = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 64))
         self.prototypes = nn.utils.parametrizations.weight_norm(nn.Linear(64, self.PROTOTYPES, bias=False))
         self.prototypes.parametrizations.weight.original0.data.fill_(1)
         self.prototypes.parametrizations.weight.original0.requires_grad_(False)
         self.teacher = copy.deepcopy(nn.ModuleList([encoder, self.head, self.prototypes])).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Tensor:
-        views = [_disturb(batch.images), _disturb(batch.again)]
-        student = [_prototype_logits(self.encoder, self.head, self.prototypes, view) for view in views]
+        student = _prototype_logits(self.encoder, self.head, self.prototypes, batch.images)
         with torch.no_grad():
-            teacher = [_prototype_logits(*self.teacher, view) for view in views]
-        return distillation_loss(student, teacher)
+            teacher = _prototype_logits(*self.teacher, batch.images)
+        return distillation_loss(student.chunk(2), teacher.chunk(2))
 
     def trained_encoder(self) -> nn.Module:
         """The teacher's."""
@@ -144,20 +157,18 @@ class Distillation(nn.Module):
     def after_step(self, progress: float) -> None:
         momentum = 1 - (1 - 0.99) * (1 + math.cos(math.pi * progress)) / 2
         trained = nn.ModuleList([self.encoder, self.head, self.prototypes])
-        for mine, theirs in zip(trained.parameters(), self.teacher.parameters(), strict=True):
-            theirs.lerp_(mine, 1 - momentum)
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(trained.parameters()), 1 - momentum)
 
 
-def _prototype_logits(encoder: nn.Module, head: nn.Module, prototypes: nn.Module, view: Tensor) -> Tensor:
-    features = head(encoder(view).last_hidden_state[:, 0]).float()
-    with torch.autocast(view.device.type, enabled=False):
+def _prototype_logits(encoder: nn.Module, head: nn.Module, prototypes: nn.Module, images: Tensor) -> Tensor:
+    features = head(encoder(images).last_hidden_state[:, 0]).float()
+    with torch.autocast(images.device.type, enabled=False):
         return prototypes(F.normalize(features, dim=1))
 
 
-def _disturb(images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 3 s s"]:
-    """Contrast, brightness and balance of colours at random; one image in eight in grey."""
-    n, like = len(images), {"device": images.device}
-    gain = 1 + 0.3 * (2 * torch.rand(n, 3, 1, 1, **like) - 1)
-    shift = 0.2 * (2 * torch.rand(n, 1, 1, 1, **like) - 1)
-    grey = torch.rand(n, 1, 1, 1, **like) < 0.125
-    return torch.where(grey, images.mean(1, keepdim=True), images) * gain + shift
+def build_objective(recipe: Recipe, encoder: nn.Module) -> nn.Module:
+    if recipe.objective == "contrastive":
+        return Contrast(encoder, recipe.identity)
+    if recipe.objective == "distillation":
+        return Distillation(encoder, recipe.width)
+    return Classification(encoder, recipe.width)

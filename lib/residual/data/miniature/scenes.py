@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,44 @@ class Scene:
     position: Float[Tensor, "n 2"]
 
 
+@dataclass(frozen=True)
+class Draws:
+    """All that is random about a batch of scenes, so that they can be rendered on any device.
+
+    backdrop: None where scenes are drawn on images that are given.
+    """
+
+    backdrop: BackdropDraws | None
+    kind: Int[Tensor, "n"]
+    colour: Int[Tensor, "n"]
+    size: Float[Tensor, "n"]
+    angle: Float[Tensor, "n"]
+    position: Float[Tensor, "n 2"]
+
+    def to(self, device: torch.device | str) -> Draws:
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "backdrop"}
+        return Draws(self.backdrop and self.backdrop.to(device), **moved)
+
+
+@dataclass(frozen=True)
+class BackdropDraws:
+    """All that is random about a batch of backdrops. noise: of clouds, on four grids. crop: of photographs."""
+
+    kind: Int[Tensor, "n"]
+    first: Float[Tensor, "n 3"]
+    second: Float[Tensor, "n 3"]
+    angle: Float[Tensor, "n"]
+    frequency: Float[Tensor, "n"]
+    noise: tuple[Float[Tensor, "n 1 _ _"], ...]
+    photograph: Int[Tensor, "n"]
+    crop: Float[Tensor, "n 2 3"]
+
+    def to(self, device: torch.device | str) -> BackdropDraws:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        noise = tuple(grid.to(device) for grid in values.pop("noise"))
+        return BackdropDraws(noise=noise, **{name: value.to(device) for name, value in values.items()})
+
+
 def draw_scenes(
     sprites: UInt8[Tensor, "n 4 p p"],
     *,
@@ -65,26 +103,45 @@ def draw_scenes(
     onto: images in [0, 1] to draw on, instead of random backdrops. sizes: least and greatest
     side of a sprite as a fraction of the image's. size: pixels a side of the images.
     """
-    n = len(sprites)
+    draws = sample_scenes(len(sprites), generator, sizes, backdrops=onto is None)
+    return render_scenes(draws, sprites, line=line, onto=onto, size=size)
+
+
+def sample_scenes(
+    n: int, generator: torch.Generator, sizes: tuple[float, float] = SIZES, *, backdrops: bool = True
+) -> Draws:
+    """The random numbers of `n` scenes."""
     kind = torch.randint(len(BACKDROPS), (n,), generator=generator)
     colour = torch.randint(len(COLOURS), (n,), generator=generator)
-    backdrop = backdrops(kind, colour, size, generator) if onto is None else onto
+    backdrop = sample_backdrops(kind, colour, generator) if backdrops else None
     fraction = uniform(n, *sizes, generator)
     angle = uniform(n, -0.3, 0.3, generator)
     shift = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - 0.9 * fraction)[:, None]
+    return Draws(backdrop, kind, colour, fraction, angle, shift)
 
+
+def render_scenes(
+    draws: Draws,
+    sprites: UInt8[Tensor, "n 4 p p"],
+    *,
+    line: Tensor | None = None,
+    onto: Float[Tensor, "n 3 s s"] | None = None,
+    size: int = 48,
+) -> Scene:
+    """The scenes of some draws, on the device of the sprites; see `draw_scenes`."""
+    backdrop = render_backdrops(draws.backdrop, size) if onto is None else onto
     rgb, alpha = sprites[:, :3] / 255, sprites[:, 3:] / 255
     if line is not None:
         dark = backdrop.mean((1, 2, 3)) < 0.4
         rgb = torch.where((line & dark)[:, None, None, None], 1 - rgb, rgb)
     # Colours are multiplied by alpha before resampling, against dark fringes.
     layers = F.interpolate(torch.cat([rgb * alpha, alpha], 1), size, mode="bilinear", antialias=True)
-    cos, sin = angle.cos() / fraction, angle.sin() / fraction
+    cos, sin = draws.angle.cos() / draws.size, draws.angle.sin() / draws.size
     rotation = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)
-    affine = torch.cat([rotation, -rotation @ shift[:, :, None]], 2)
+    affine = torch.cat([rotation, -rotation @ draws.position[:, :, None]], 2)
     drawn = F.grid_sample(layers, F.affine_grid(affine, list(layers.shape), align_corners=False), align_corners=False)
     images = drawn[:, :3] + backdrop * (1 - drawn[:, 3:])
-    return Scene(to_bytes(images), kind, colour, fraction, angle, shift)
+    return Scene(to_bytes(images), draws.kind, draws.colour, draws.size, draws.angle, draws.position)
 
 
 def to_bytes(images: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
@@ -96,20 +153,29 @@ def uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tens
     return low + (high - low) * torch.rand(n, generator=generator)
 
 
-def backdrops(
+def draw_backdrops(
     kind: Int[Tensor, "n"], colour: Int[Tensor, "n"], size: int, generator: torch.Generator
 ) -> Float[Tensor, "n 3 s s"]:
     """Backdrops in [0, 1]. kind: indices into BACKDROPS. colour: into COLOURS, of their first colours."""
+    return render_backdrops(sample_backdrops(kind, colour, generator), size)
+
+
+def sample_backdrops(kind: Int[Tensor, "n"], colour: Int[Tensor, "n"], generator: torch.Generator) -> BackdropDraws:
+    """The random numbers of backdrops; see `draw_backdrops`."""
     n = len(kind)
     palette = torch.tensor(list(COLOURS.values())) / 255
     other = torch.randint(len(COLOURS), (n,), generator=generator)
-    first, second = (
-        (palette[c] + 0.06 * torch.randn(n, 3, generator=generator)).clamp(0, 1)[:, :, None, None]
-        for c in (colour, other)
-    )
-    axis = torch.linspace(-1, 1, size)
-    angle = uniform(n, 0.0, math.pi, generator)[:, None, None]
-    frequency = uniform(n, 4.0, 16.0, generator)[:, None, None]
+    first, second = ((palette[c] + 0.06 * torch.randn(n, 3, generator=generator)).clamp(0, 1) for c in (colour, other))
+    angle = uniform(n, 0.0, math.pi, generator)
+    frequency = uniform(n, 4.0, 16.0, generator)
+    noise = tuple(torch.randn(n, 1, cells, cells, generator=generator) / cells for cells in (3, 6, 12, 24))
+    photograph, crop = _sample_crops(n, generator)
+    return BackdropDraws(kind, first, second, angle, frequency, noise, photograph, crop)
+
+
+def render_backdrops(draws: BackdropDraws, size: int) -> Float[Tensor, "n 3 s s"]:
+    axis = torch.linspace(-1, 1, size, device=draws.kind.device)
+    angle, frequency = draws.angle[:, None, None], draws.frequency[:, None, None]
     along = angle.cos() * axis[None, None, :] + angle.sin() * axis[None, :, None]
     across = angle.cos() * axis[None, :, None] - angle.sin() * axis[None, None, :]
     waves, crossed = (frequency * along).sin(), (frequency * across).sin()
@@ -117,46 +183,47 @@ def backdrops(
         [
             torch.zeros_like(along),
             (along + 1) / 2,
-            (_clouds(n, size, generator) + 0.5),
+            (_clouds(draws.noise, size) + 0.5),
             (4 * waves + 0.5),
             (4 * (waves * crossed - 0.3)),
         ]
     ).clamp(0, 1)
-    mix = mixes[kind.clamp(max=4), torch.arange(n)][:, None]
-    drawn = first * (1 - mix) + second * mix
-    photos = _photo_crops(n, size, generator)
-    return torch.where((kind == BACKDROPS.index("photograph"))[:, None, None, None], photos, drawn)
+    rows = torch.arange(len(draws.kind), device=axis.device)
+    mix = mixes[draws.kind.clamp(max=4), rows][:, None]
+    drawn = draws.first[:, :, None, None] * (1 - mix) + draws.second[:, :, None, None] * mix
+    of_photograph = (draws.kind == BACKDROPS.index("photograph"))[:, None, None, None]
+    return torch.where(of_photograph, _render_crops(draws.photograph, draws.crop, size), drawn)
 
 
-def _clouds(n: int, size: int, generator: torch.Generator) -> Tensor:
-    field = torch.zeros(n, 1, size, size)
-    for cells in (3, 6, 12, 24):
-        noise = torch.randn(n, 1, cells, cells, generator=generator) / cells
-        field += F.interpolate(noise, size, mode="bilinear", align_corners=False)
+def _clouds(noise: tuple[Tensor, ...], size: int) -> Tensor:
+    field = noise[0].new_zeros(len(noise[0]), 1, size, size)
+    for grid in noise:
+        field += F.interpolate(grid, size, mode="bilinear", align_corners=False)
     return 1.5 * field[:, 0]
 
 
 @functools.cache
-def _photos() -> Float[Tensor, "2 3 h w"]:
+def _photos(device: torch.device) -> Float[Tensor, "2 3 h w"]:
     from sklearn.datasets import load_sample_images
 
-    return torch.stack([torch.tensor(p) for p in load_sample_images().images]).permute(0, 3, 1, 2) / 255
+    photos = torch.stack([torch.tensor(photo) for photo in load_sample_images().images])
+    return (photos.permute(0, 3, 1, 2) / 255).to(device)
 
 
-def _photo_crops(n: int, size: int, generator: torch.Generator) -> Float[Tensor, "n 3 s s"]:
-    photos = _photos()
+def _sample_crops(n: int, generator: torch.Generator) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 2 3"]]:
     zoom = uniform(n, 0.12, 0.6, generator)
     centre = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - zoom)[:, None]
     flip = torch.randint(2, (n,), generator=generator) * 2 - 1
     affine = torch.zeros(n, 2, 3)
     affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = zoom * flip, zoom, centre
-    which = torch.randint(len(photos), (n,), generator=generator)
-    crops = torch.empty(n, 3, size, size)
-    for index, photo in enumerate(photos):  # one photograph at a time: grid_sample wants a batch, expand is free
-        rows = which == index
-        grid = F.affine_grid(affine[rows], [int(rows.sum()), 3, size, size], align_corners=False)
-        crops[rows] = F.grid_sample(photo.expand(len(grid), -1, -1, -1), grid, align_corners=False)
-    return crops
+    return torch.randint(2, (n,), generator=generator), affine
+
+
+def _render_crops(which: Int[Tensor, "n"], affine: Float[Tensor, "n 2 3"], size: int) -> Float[Tensor, "n 3 s s"]:
+    grid = F.affine_grid(affine, [len(which), 3, size, size], align_corners=False)
+    # One photograph at a time: grid_sample wants a batch, and expand is free. Selecting rows would make a GPU wait.
+    crops = [F.grid_sample(p.expand(len(grid), -1, -1, -1), grid, align_corners=False) for p in _photos(grid.device)]
+    return torch.where((which == 0)[:, None, None, None], *crops)
 
 
 def restyle(sprites: UInt8[Tensor, "n 4 p p"], style: str) -> UInt8[Tensor, "n 4 p p"]:

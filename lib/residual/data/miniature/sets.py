@@ -26,7 +26,7 @@ from residual.data.miniature.scenes import (
     COLOURS,
     RESTYLES,
     Scene,
-    backdrops,
+    draw_backdrops,
     draw_scenes,
     restyle,
     to_bytes,
@@ -248,7 +248,7 @@ def _grounds(n: int, split: str, generator: torch.Generator, seed: int) -> Float
         [
             photo_crops(which, split, generator, seed, SIZE)[0] / 255,
             draw_textures(texture, generator=generator, size=SIZE) / 255,
-            backdrops(torch.randint(len(BACKDROPS), (n,), generator=generator), colour, SIZE, generator),
+            draw_backdrops(torch.randint(len(BACKDROPS), (n,), generator=generator), colour, SIZE, generator),
             torch.ones(n, 3, SIZE, SIZE),
         ]
     )
