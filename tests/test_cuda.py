@@ -15,8 +15,7 @@ from residual.data.dataset import Dataset
 from residual.data.miniature.emoji import load_artwork
 from residual.data.miniature.scenes import render_scenes, sample_scenes
 from residual.dimension import two_nn
-from residual.encoders.from_package import is_available
-from residual.encoders.names import PAPER, SHIPPED
+from residual.encoders.names import PAPER, SHIPPED, has_shipped_weights
 from residual.heads import head_dimensions, omp_heads, somp_head, textspan_heads
 from residual.pursuit import omp, somp, textspan
 from residual.selection import class_encodings, encode_images
@@ -48,7 +47,7 @@ def test_units_of_the_papers_encoders_sum_to_their_output(name, precision):
     check_identity(encoder, precision)
 
 
-@pytest.mark.skipif(not is_available(), reason="the package with the weights is not installed")
+@pytest.mark.skipif(not has_shipped_weights(), reason="the package with the weights is not installed")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_units_of_real_weights_sum_to_their_output(precision):
     check_identity(load_encoder(SHIPPED, device=DEVICE, dtype=getattr(torch, precision)), precision)

@@ -17,7 +17,7 @@ from edition import STARTED, results
 from edition.claims import claim_table
 from edition.inputs import Extraction, extractions, task_parts
 from edition.pages import READS, ParameterError, chapter_defaults, chapter_path, project_root
-from edition.parameters import check_parameters
+from edition.parameters import check_parameters, without_missing
 from residual.data.dataset import SPLITS, Dataset, split_task
 from residual.encoders.encoder import Encoder, load_encoder
 from residual.store import StoredUnits
@@ -34,8 +34,11 @@ class Chapter:
         self.name, names = name, chapter_defaults(chapter_path(name))
         if missing := sorted(set(names) - set(namespace)):
             raise ParameterError(f"no parameters {missing}; the first cell of book/{name}.md assigns them")
-        self.parameters = {key: namespace[key] for key in names}
-        check_parameters(**self.parameters)
+        check_parameters(**{key: namespace[key] for key in names})
+        self.parameters, self.left_out = without_missing({key: namespace[key] for key in names})
+        namespace.update(self.parameters)
+        if self.left_out:
+            print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
 
     def encoder(self, name: str) -> Encoder:
@@ -60,9 +63,12 @@ class Chapter:
             raise ParameterError(f"{self.name} extracts no such units; add them to _EXTRACTIONS in edition/inputs.py")
         return ours[0]
 
-    def data(self, dataset: str | None = None, split: str | None = None) -> Dataset:
-        """The images that the chapter reads of a data set; by default of its own, or of the reference set."""
-        return self._extraction(dataset, split).data()
+    def data(self, dataset: str | None = None, split: str | None = None, encoder: str | None = None) -> Dataset:
+        """The images that the chapter reads of a data set; by default of its own, or of the reference set.
+
+        encoder: that reads them, by default the first; the shipped encoder has images of its own size.
+        """
+        return self._extraction(dataset, split, encoder or self.parameters["encoders"][0]).data()
 
     def units(self, encoder: Encoder, dataset: str | None = None, split: str | None = None) -> StoredUnits:
         """The units of these images, extracted by whichever chapter comes first."""
@@ -110,4 +116,6 @@ class Chapter:
 
     def card(self, **facts: Any) -> pd.DataFrame:
         """What a reader needs to repeat the run: its parameters, other facts, versions, machine, seconds."""
+        if self.left_out:
+            facts["left_out"] = self.left_out
         return results.run_card(time.monotonic() - STARTED, self.parameters | facts)

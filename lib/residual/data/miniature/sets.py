@@ -43,8 +43,8 @@ from residual.data.miniature.shapes import (
 from residual.data.miniature.splits import balanced, divide
 from residual.data.miniature.textures import TEXTURES, draw_textures
 
-SIZE = 48  # pixels a side
-CHUNK = 500  # images drawn at once
+SIZE = 48  # pixels a side, unless asked for otherwise
+CHUNK = 500  # images drawn at once, of that size
 
 STYLE_NAMES = ("a colour drawing", "a grey drawing", "a line drawing", "a silhouette", "blocky pixels", "a negative")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -67,7 +67,7 @@ class Content:
     factors: dict[str, Factor] = field(default_factory=dict)
 
 
-Build = Callable[[str, int, torch.Generator, int], Content]  # split, count, generator, seed
+Build = Callable[[str, int, torch.Generator, int, int], Content]  # split, count, generator, seed, size
 
 
 @dataclass(frozen=True)
@@ -108,58 +108,58 @@ def _members(keep: Callable[[Emoji], bool]) -> list[int]:
 def _emoji(keep: Callable[[Emoji], bool]) -> Build:
     """Scenes of the emoji for which `keep` is true; each emoji is a class."""
 
-    def build(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+    def build(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
         members = _members(keep)
         labels = balanced(count, len(members), generator)
-        scene = _scenes(_twemoji()[torch.tensor(members)[labels]], generator)
+        scene = _scenes(_twemoji()[torch.tensor(members)[labels]], generator, size)
         return Content(scene.images, labels, tuple(vocabulary()[i].name for i in members), _scene_factors(scene))
 
     return build
 
 
-def _emoji_groups(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _emoji_groups(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     labels, artwork = _draw_groups(split, count, generator, seed)
-    scene = _scenes(_twemoji()[artwork], generator)
+    scene = _scenes(_twemoji()[artwork], generator, size)
     return Content(
         scene.images, labels, tuple(GROUP_WORDS.values()), _scene_factors(scene) | {"artwork": Factor(artwork)}
     )
 
 
-def _styles(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _styles(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     labels, artwork = _draw_groups(split, count, generator, seed)
     style = balanced(count, len(RESTYLES), generator)
-    scene = _scenes(_restyled(_twemoji()[artwork], style), generator)
+    scene = _scenes(_restyled(_twemoji()[artwork], style), generator, size)
     factors = {"style": Factor(style, STYLE_NAMES), "artwork": Factor(artwork)} | _scene_factors(scene)
     return Content(scene.images, labels, tuple(GROUP_WORDS.values()), factors)
 
 
-def _sketch(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _sketch(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     members = _members(lambda e: e.group == "Animals & Nature")
     labels = balanced(count, len(members), generator)
-    paper = (0.93 + 0.03 * torch.randn(count, 3, 1, 1, generator=generator)).expand(-1, -1, SIZE, SIZE)
+    paper = (0.93 + 0.03 * torch.randn(count, 3, 1, 1, generator=generator)).expand(-1, -1, size, size)
     artwork = torch.tensor(members)[labels]
     drawings = torch.cat([restyle(_twemoji()[part], "line") for part in artwork.split(CHUNK)])
-    scene = draw_scenes(drawings, generator=generator, onto=paper.clamp(0, 1), size=SIZE)
+    scene = draw_scenes(drawings, generator=generator, onto=paper.clamp(0, 1), size=size)
     factors = {name: factor for name, factor in _scene_factors(scene).items() if name not in ("backdrop", "colour")}
     return Content(scene.images, labels, tuple(vocabulary()[i].name for i in members), factors)
 
 
-def _shapes(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _shapes(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     names = combination_names()
     labels = balanced(count, len(names), generator)
-    scene = _joined([draw_shapes(part, generator=generator, size=SIZE) for part in labels.split(CHUNK)])
+    scene = _joined([draw_shapes(part, generator=generator, size=size) for part in labels.split(_chunk(size))])
     named = {"shape": SHAPES, "colour": HUES, "pattern": PATTERNS, "background": BACKGROUNDS}
     factors = {name: Factor(getattr(scene, name), values) for name, values in named.items()} | _geometry(scene)
     return Content(scene.images, labels, names, factors)
 
 
-def _textures(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _textures(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     labels = balanced(count, len(TEXTURES), generator)
-    images = [draw_textures(part, generator=generator, size=SIZE) for part in labels.split(CHUNK)]
+    images = [draw_textures(part, generator=generator, size=size) for part in labels.split(_chunk(size))]
     return Content(torch.cat(images), labels, TEXTURES)
 
 
-def _numerals(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _numerals(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     """Like house numbers: a numeral, half of them with neighbours, in a font of this split, on clutter."""
     labels = balanced(count, len(NUMBERS), generator)
     fonts = torch.tensor(divide(range(len(FONTS)), split, f"numerals/{seed}"))
@@ -175,11 +175,11 @@ def _numerals(split: str, count: int, generator: torch.Generator, seed: int) -> 
             )
         ]
     )
-    scene = _scenes(sprites, generator)
+    scene = _scenes(sprites, generator, size)
     return Content(scene.images, labels, NUMBER_NAMES, {"artwork": Factor(font, FONTS)} | _scene_factors(scene))
 
 
-def _digits(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _digits(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -189,25 +189,25 @@ def _digits(split: str, count: int, generator: torch.Generator, seed: int) -> Co
     validation, test = train_test_split(rest, test_size=0.5, stratify=source.target[rest], random_state=seed)
     chosen: Sequence[int] = {"train": train, "validation": validation, "test": test}[split]
     grey = torch.tensor(source.images[chosen], dtype=torch.float32)[:, None] / 16
-    images = to_bytes(F.interpolate(grey, SIZE, mode="bicubic").expand(-1, 3, -1, -1))
+    images = to_bytes(F.interpolate(grey, size, mode="bicubic").expand(-1, 3, -1, -1))
     return Content(images, torch.tensor(source.target[chosen]), NUMBER_NAMES)
 
 
-def _photographs(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _photographs(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     labels = balanced(count, len(PHOTOGRAPHS), generator)
-    images, cells = photo_crops(labels, split, generator, seed, SIZE)
+    images, cells = photo_crops(labels, split, generator, seed, size)
     return Content(images, labels, tuple(PHOTOGRAPHS.values()), {"artwork": Factor(cells)})
 
 
-def _noise(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
-    images = torch.randint(256, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+def _noise(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
+    images = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     return Content(images, torch.zeros(count, dtype=torch.int64), ("random pixels",))
 
 
 KINDS = (*GROUP_WORDS.values(), "photograph", "texture", "shape", "number")
 
 
-def _reference(split: str, count: int, generator: torch.Generator, seed: int) -> Content:
+def _reference(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     """Three quarters emoji in all styles, alone or with others; the rest of the other kinds."""
     other = count // 16
     emoji = count - 4 * other
@@ -215,23 +215,23 @@ def _reference(split: str, count: int, generator: torch.Generator, seed: int) ->
     style = torch.where(torch.rand(emoji, generator=generator) < 0.5, 0, balanced(emoji, len(RESTYLES), generator))
     sprites = _restyled(_twemoji()[artwork], style)
     images = []
-    for part in sprites.split(CHUNK):
-        ground = _grounds(len(part), split, generator, seed)
+    for part in sprites.split(_chunk(size)):
+        ground = _grounds(len(part), split, generator, seed, size)
         for low in (0.2, 0.3):  # company, one behind the other, before half of the grounds
             more = draw_scenes(
                 part[torch.randperm(len(part), generator=generator)],
-                generator=generator, onto=ground, sizes=(low, low + 0.25), size=SIZE,
+                generator=generator, onto=ground, sizes=(low, low + 0.25), size=size,
             ).images / 255  # fmt: skip
             with_company = torch.rand(len(part), 1, 1, 1, generator=generator) < 0.5
             ground = torch.where(with_company, more, ground)
-        images.append(draw_scenes(part, generator=generator, onto=ground, sizes=(0.4, 1.0), size=SIZE).images)
+        images.append(draw_scenes(part, generator=generator, onto=ground, sizes=(0.4, 1.0), size=size).images)
     which = torch.randint(len(PHOTOGRAPHS), (other,), generator=generator)
-    photographs = photo_crops(which, split, generator, seed, SIZE)
+    photographs = photo_crops(which, split, generator, seed, size)
     rest = [
         photographs[0],
-        _textures(split, other, generator, seed).images,
-        _shapes(split, other, generator, seed).images,
-        _numerals(split, other, generator, seed).images,
+        _textures(split, other, generator, seed, size).images,
+        _shapes(split, other, generator, seed, size).images,
+        _numerals(split, other, generator, seed, size).images,
     ]
     labels = torch.cat([labels, torch.arange(len(GROUP_WORDS), len(KINDS)).repeat_interleave(other)])
     artwork = torch.cat([artwork, torch.full((4 * other,), -1)])
@@ -239,17 +239,17 @@ def _reference(split: str, count: int, generator: torch.Generator, seed: int) ->
     return Content(torch.cat([*images, *rest])[order], labels[order], KINDS, {"artwork": Factor(artwork[order])})
 
 
-def _grounds(n: int, split: str, generator: torch.Generator, seed: int) -> Float[Tensor, "n 3 s s"]:
+def _grounds(n: int, split: str, generator: torch.Generator, seed: int, size: int) -> Float[Tensor, "n 3 s s"]:
     """Backgrounds of the emoji of the reference set: photographs, textures, drawn backdrops and plain white."""
     which = torch.randint(len(PHOTOGRAPHS), (n,), generator=generator)
     colour = torch.randint(len(COLOURS), (n,), generator=generator)
     texture = torch.randint(len(TEXTURES), (n,), generator=generator)
     choices = torch.stack(
         [
-            photo_crops(which, split, generator, seed, SIZE)[0] / 255,
-            draw_textures(texture, generator=generator, size=SIZE) / 255,
-            draw_backdrops(torch.randint(len(BACKDROPS), (n,), generator=generator), colour, SIZE, generator),
-            torch.ones(n, 3, SIZE, SIZE),
+            photo_crops(which, split, generator, seed, size)[0] / 255,
+            draw_textures(texture, generator=generator, size=size) / 255,
+            draw_backdrops(torch.randint(len(BACKDROPS), (n,), generator=generator), colour, size, generator),
+            torch.ones(n, 3, size, size),
         ]
     )
     chosen = torch.multinomial(torch.tensor([0.4, 0.15, 0.25, 0.2]), n, replacement=True, generator=generator)
@@ -277,8 +277,13 @@ def _restyled(sprites: UInt8[Tensor, "n 4 p p"], style: Int64[Tensor, "n"]) -> U
     return drawn
 
 
-def _scenes(sprites: UInt8[Tensor, "n 4 p p"], generator: torch.Generator) -> Scene:
-    return _joined([draw_scenes(part, generator=generator, size=SIZE) for part in sprites.split(CHUNK)])
+def _scenes(sprites: UInt8[Tensor, "n 4 p p"], generator: torch.Generator, size: int) -> Scene:
+    return _joined([draw_scenes(part, generator=generator, size=size) for part in sprites.split(_chunk(size))])
+
+
+def _chunk(size: int) -> int:
+    """Images drawn at once: as many as fill about the same memory at every size."""
+    return max(1, CHUNK * SIZE**2 // size**2)
 
 
 def _joined(parts: list) -> Scene | ShapeScene:

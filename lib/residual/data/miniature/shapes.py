@@ -64,7 +64,7 @@ def draw_shapes(combination: Int[Tensor, "n"], *, generator: torch.Generator, si
         rows = shape == index
         inside[rows] = _inside(name, u[rows], v[rows])
         core[rows] = _inside(name, u[rows] / RIM, v[rows] / RIM)
-    white = core & inside & _is_white(pattern, across * size / 2, down * size / 2)
+    white = core & inside & _is_white(pattern, across * 24, down * 24)  # a fineness of the image, not of its pixels
     palette = torch.tensor([COLOURS[name] for name in HUES]) / 255
     grounds = torch.tensor([COLOURS[name] for name in BACKGROUNDS]) / 255
     image = torch.where(inside[:, None], palette[colour][:, :, None, None], grounds[background][:, :, None, None])
