@@ -70,7 +70,8 @@ artwork:  ## the drawings that training needs in addition to Twemoji (npm)
 
 zoo: $(VENV)/.installed artwork  ## train an embedded encoder again, into _build/zoo (NAME=mini-openclip)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[zoo]'
-	$(BIN)/python -m zoo train $(NAME) $(ARGS)
+	$(BIN)/python -m zoo train $(NAME) $(if $(DEVICE),--device $(DEVICE) --workers 3) $(ARGS)
+	$(BIN)/python -m zoo card $(NAME)
 
 clean:  ## remove what was built, but not .venv
 	rm -rf _build .snakemake

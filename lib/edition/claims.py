@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -81,6 +81,56 @@ def verdict_grid(rows: pd.DataFrame) -> Styler:
     colours = {"yes": "#cfe3f3", "?": "#eeeeee", "no": "#f6dfc4", "": "none"}
     shown = grid.rename_axis(columns=None).fillna("").style
     return shown.map(lambda cell: f"background: {colours[cell.partition(' ')[0]]}; color: black")
+
+
+def published_statistics(dimensions: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """The claims' statistics of the paper's own encoders, from its Fig. 2: the smallest and the largest of them.
+
+    dimensions: published/intrinsic_dimension.csv, whose heads are 64 wide. Other claims have no published table to
+    compute them from.
+    """
+    measures = {
+        "low-dimensional": lambda layers: layers["twonn_id"].max() / 64,
+        "linear-rises": lambda layers: trend(layers["linear_id"].to_numpy()),
+        "ratio-rises": lambda layers: trend(layers["ratio"].to_numpy()),
+        "evr1-falls": lambda layers: trend(layers["evr1"].to_numpy()),
+        "evr1-factor": lambda layers: layers["evr1"].iloc[0] / layers["evr1"].iloc[-1],
+    }
+    by_model = [layers.sort_values("layer") for _, layers in dimensions.groupby("model")]
+    values = {claim: [float(measure(layers)) for layers in by_model] for claim, measure in measures.items()}
+    return {claim: (min(of_models), max(of_models)) for claim, of_models in values.items()}
+
+
+def answers(rows: pd.DataFrame, published: dict[str, tuple[float, float]]) -> pd.DataFrame:
+    """A row for each claim: what the paper's encoders, those with real weights, mini ones and random weights show.
+
+    A claim that any random weights support is no evidence that training, or the paper, is right: `holds` is then "no
+    evidence". Otherwise it says how many of the trained encoders support it.
+    """
+    kinds = np.select(
+        [rows["model"].str.endswith("@random"), rows["model"].str.startswith("mini-")], ["random", "mini"], "real"
+    )
+    table = []
+    for name, claim in claims().items():
+        of_kind = {kind: rows[(rows["claim"] == name) & (kinds == kind)] for kind in ("real", "mini", "random")}
+        if all(part.empty for part in of_kind.values()):
+            continue
+        trained = pd.concat([of_kind["real"], of_kind["mini"]])
+        by_chance = (of_kind["random"]["verdict"] == SUPPORTED).any()
+        holds = f"{(trained['verdict'] == SUPPORTED).sum()} of {len(trained)}"
+        shown = {"section": claim.section, "claim": claim.claim, "the paper": _range(published.get(name, ()))}
+        titles = {"real": "real weights", "mini": "mini encoders", "random": "random weights"}
+        shown |= {title: _range(of_kind[kind]["statistic"]) for kind, title in titles.items()}
+        table.append(shown | {"holds": "no evidence" if by_chance else holds})
+    return pd.DataFrame(table)
+
+
+def _range(values: Iterable[float]) -> str:
+    values = [value for value in values if np.isfinite(value)]
+    if not values:
+        return ""
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], heads: np.ndarray, *, seed: int = 0) -> tuple[float, Interval]:

@@ -1,4 +1,4 @@
-"""Tables of a run, and of the paper."""
+"""Tables of a run, of the paper, and of earlier measurements."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers", "scikit-lea
 def published(name: str) -> pd.DataFrame:
     """A table of the paper's numbers, from book/published."""
     return pd.read_csv(project_root() / "book/published" / f"{name}.csv")
+
+
+def measured(name: str) -> pd.DataFrame:
+    """A table measured once on a machine that a run of the book does not have, from book/measured."""
+    return pd.read_csv(project_root() / "book/measured" / f"{name}.csv")
 
 
 def results_folder(profile: str) -> Path:
