@@ -41,7 +41,7 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
     assert not [o for cell in notebook.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
     table = pd.read_csv(ROOT / "_build/results/test/intrinsic_dimension.csv")
     assert set(pd.read_csv(ROOT / "book/published/intrinsic_dimension.csv").columns) <= set(table.columns)
-    assert table.groupby("model").size().tolist() == [3, 8]
+    assert table.groupby("model").size().tolist() == [3, 12]
     assert table[["linear_id", "twonn_id", "ratio", "evr1"]].gt(0).all(axis=None)
 
 
