@@ -15,6 +15,7 @@ from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_sc
 from residual.data.miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS
 from residual.data.miniature.shapes import HUES, PATTERNS, SHAPES
 from residual.data.miniature.textures import TEXTURES, draw_textures
+from residual.files import cache_folder
 
 DIVIDED = ("reference", "emoji-groups", "styles", "numerals", "photographs")
 
