@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from residual import load_dataset
+from residual.data.images import decode
 from test_hub import COLOURS, png, write_tar
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -204,3 +205,177 @@ def test_images_left_out_are_told_by_their_files(tmp_path, caplog):
     (tmp_path / "set/test/red/test_0.png").write_bytes(b"")
     assert load_dataset(tmp_path / "set", "test").excluded == (str(Path("test/red/test_0.png")),)
     assert "1 of 15 images cannot be decoded and are left out: test/red/test_0.png" in caplog.text
+
+
+NUMBERED = tuple(map(str, range(12)))
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
+
+
+def number_of(image: Image.Image) -> int:
+    """The number that `numbered` drew: its red value, in steps of 20."""
+    return round(image.getpixel((1, 1))[0] / 20)
+
+
+def numbered(folder: Path) -> None:
+    for number in NUMBERED:
+        (folder / number).mkdir(parents=True)
+        for index in range(5):
+            Image.new("RGB", (8, 8), (20 * int(number), index, 0)).save(folder / number / f"{index}.png")
+
+
+def numbered_table(folder: Path) -> None:
+    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=sorted(NUMBERED)))
+    order = sorted(NUMBERED)
+    rows = [(order.index(number), number, index) for number in NUMBERED for index in range(5)]
+    made = {
+        "image": [Image.new("RGB", (8, 8), (20 * int(n), i, 0)) for _, n, i in rows],
+        "label": [r for r, *_ in rows],
+    }
+    (folder / "data").mkdir(parents=True)
+    datasets.Dataset.from_dict(made, features=kinds).to_parquet(folder / "data/train-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("write", [numbered, numbered_table])
+def test_classes_named_by_numbers_take_the_line_of_that_number(tmp_path, write):
+    write(tmp_path / "set")
+    (tmp_path / "set/classnames.txt").write_text("\n".join(NAMES))
+    data = load_dataset(tmp_path / "set", "train")
+    assert data.classes == NAMES
+    assert {data.classes[label] for label in data.labels.tolist()} == set(NAMES)
+    for image, label in zip(data.images, data.labels.tolist(), strict=True):
+        assert data.classes[label] == NAMES[number_of(image)]
+    (tmp_path / "set/classnames.txt").write_text("\n".join(NAMES[:11]))
+    with pytest.raises(ValueError, match="labels run from 0 to 11, but 11 classes have names"):
+        load_dataset(tmp_path / "set", "train")
+
+
+def test_names_in_no_certain_order_are_refused_with_both(tmp_path):
+    folders(("train", "test"))(tmp_path / "set")
+    (tmp_path / "set/classnames.txt").write_text("cat\ndog\nemu")
+    with pytest.raises(ValueError, match=r"cat, dog, emu, .* not those of the folders \(blue, green, red"):
+        load_dataset(tmp_path / "set")
+    synsets = ("n01440764", "n01443537", "n01484850")  # whose order is a convention
+    folders(("train", "test"), synsets)(tmp_path / "imagenet")
+    (tmp_path / "imagenet/classnames.txt").write_text("\n".join(WORDS))
+    assert right(load_dataset(tmp_path / "imagenet"))
+
+
+def test_names_that_folders_join_are_those_of_the_list_and_are_said_as_words(tmp_path):
+    folders(("train", "test"), ("deep_red", "leaf-green", "sky_blue"))(tmp_path / "set")
+    data = load_dataset(tmp_path / "set")
+    assert data.classes == ("deep_red", "leaf-green", "sky_blue")
+    assert data.prompts() == ["a photo of a deep red.", "a photo of a leaf green.", "a photo of a sky blue."]
+    (tmp_path / "set/classnames.txt").write_text("sky blue\nDeep red\nleaf green")
+    assert load_dataset(tmp_path / "set").classes == ("Deep red", "leaf green", "sky blue")
+    assert "an emoji of t-rex" in [p.lower() for p in load_dataset("emoji-animals", "test").prompts()]
+
+
+def test_labels_in_text_files_have_no_line_ends(tmp_path):
+    for split, count in (("train", 30), ("test", 15)):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        with tarfile.open(tmp_path / "set" / split / "0.tar", "w") as tar:
+            for index in range(count):
+                for ending, data in (("txt", f"{WORDS[index % 3]}\n".encode()), ("png", png(index % 3, index))):
+                    info = tarfile.TarInfo(f"s{index:03d}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    data = load_dataset(tmp_path / "set", "test")
+    assert data.classes == ("blue", "green", "red")
+    assert right(data)
+
+
+def test_a_label_that_is_not_a_number_is_a_missing_one(tmp_path, caplog):
+    table(BOTH, label=lambda i: float("nan") if i == 4 else float(i % 3))(tmp_path / "set")
+    (tmp_path / "set/classnames.txt").write_text("\n".join(WORDS))
+    assert right(load_dataset(tmp_path / "set"))
+    assert "1 of 30 images have no label and are left out" in caplog.text
+
+
+def test_a_class_that_would_vanish_is_refused(tmp_path):
+    folders(("train", "test"))(tmp_path / "set")
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "set/train/red").rename(elsewhere)
+    (tmp_path / "set/train/red").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="red is a symbolic link to a folder, which is not followed"):
+        load_dataset(tmp_path / "set")
+    (tmp_path / "set/train/red").unlink()
+    (tmp_path / "set/train/red").mkdir()
+    (tmp_path / "set/train/red/1.heic").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"no file of the class red is an image that can be read \(\.heic\)"):
+        load_dataset(tmp_path / "set")
+
+
+def test_folders_of_classes_that_are_all_links_are_refused_as_such(tmp_path):
+    folders(("train", "test"))(tmp_path / "real")
+    (tmp_path / "set").mkdir()
+    for word in WORDS:
+        (tmp_path / "set" / word).symlink_to(tmp_path / "real/train" / word)
+    with pytest.raises(ValueError, match="symbolic link"):
+        load_dataset(tmp_path / "set")
+
+
+def test_files_beside_images_are_counted(tmp_path, caplog):
+    folders(("train", "test"))(tmp_path / "set")
+    for index in range(3):
+        (tmp_path / f"set/train/green/{index}.heic").write_bytes(b"x")
+    assert len(load_dataset(tmp_path / "set", "train")) == 27
+    told = "3 files in folders of classes are not images that can be read, and are left out, such as green/0.heic"
+    assert told in caplog.text
+
+
+def test_a_third_level_of_folders_is_refused(tmp_path):
+    folders(("train", "test"))(tmp_path / "set")
+    (tmp_path / "set/train/red/camera0").mkdir()
+    (tmp_path / "set/train/red/camera0/1.png").write_bytes(png(0, 0))
+    with pytest.raises(ValueError, match="its class could be red or camera0"):
+        load_dataset(tmp_path / "set")
+
+
+def test_orientation_is_applied(tmp_path):
+    picture = Image.new("RGB", (40, 30), "white")
+    picture.paste("red", (0, 0, 10, 30))  # to the left, in the file
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", exif=exif, quality=95)
+    shown = decode(buffer.getvalue())
+    assert shown.size == (30, 40)
+    assert shown.getpixel((15, 3))[1] < 60  # the red is above
+    assert shown.getpixel((15, 35))[1] > 200
+
+
+def transparent(mode: str) -> bytes:
+    """A black square on a transparent ground."""
+    picture = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (5, 5, 15, 15))
+    options = {}
+    if mode == "P":
+        palette = Image.new("P", (20, 20), 1)
+        palette.putpalette([0, 0, 0, 0, 0, 0])
+        palette.paste(0, (5, 5, 15, 15))
+        picture, options = palette, {"transparency": 1}
+    elif mode == "L with a transparent grey":
+        picture = Image.new("L", (20, 20), 7)
+        picture.paste(0, (5, 5, 15, 15))
+        options = {"transparency": 7}
+    else:
+        picture = picture.convert(mode)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L with a transparent grey"])
+def test_what_is_transparent_shows_the_ground(tmp_path, mode):
+    for ground, colour in (("white", (255, 255, 255)), ("#00ff00", (0, 255, 0))):
+        shown = decode(transparent(mode), ground)
+        assert shown.getpixel((1, 1)) == colour
+        assert shown.getpixel((10, 10)) == (0, 0, 0)
+    folders(("train", "test"))(tmp_path / "set")
+    (tmp_path / "set/test/red/test_0.png").write_bytes(transparent(mode))
+    sets = [load_dataset(tmp_path / "set", "test", ground=ground) for ground in ("white", "lime")]
+    corners = [{image.getpixel((1, 1)) for image in data.images if image.size == (20, 20)} for data in sets]
+    assert corners == [{(255, 255, 255)}, {(0, 255, 0)}]
+    assert sets[0].fingerprint() != sets[1].fingerprint()
+    with pytest.raises(ValueError, match="unknown color specifier"):
+        load_dataset(tmp_path / "set", "test", ground="whitish")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from itertools import product
@@ -17,6 +18,8 @@ from residual.extraction import pixels_for
 from residual.store import StoredUnits
 
 METHODS = ("U", "U|T", "S", "R")
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -37,15 +40,25 @@ def encode_texts(encoder: Encoder, texts: Sequence[str], *, batch: int = 256) ->
 def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Float[Tensor, "c d"]:
     """One direction for each class, on the CPU: the normalised mean over templates of normalised text encodings.
 
-    Raises ValueError for an encoder without a text tower, a single class, and names that repeat.
+    Where names repeat, as two of ImageNet's do, classes have equal directions, and the first of them is always chosen.
+    Raises ValueError for an encoder without a text tower, and a single class.
     """
     if len(dataset.classes) < 2:
         raise ValueError(f"{dataset.name} has one class, {dataset.classes[0]!r}; classification needs at least two")
     if repeated := sorted({name for name in dataset.classes if dataset.classes.count(name) > 1}):
-        raise ValueError(f"{dataset.name}: class names {repeated[:5]} repeat; give each class a different name")
-    texts = [template.format(name) for name in dataset.classes for template in dataset.templates]
-    encodings = encode_texts(encoder, texts, batch=batch).unflatten(0, (-1, len(dataset.templates)))
+        lost = _indistinct(dataset) / len(dataset)
+        log.warning(
+            "%s: class names %s repeat, and their classes cannot be told apart; at most %.1f %% of the images can be "
+            "right", dataset.name, repeated[:5], 100 * (1 - lost),
+        )  # fmt: skip
+    encodings = encode_texts(encoder, dataset.prompts(), batch=batch).unflatten(0, (-1, len(dataset.templates)))
     return F.normalize(encodings.mean(1), dim=1)
+
+
+def _indistinct(dataset: Dataset) -> int:
+    """Images of classes whose name an earlier class has."""
+    later = [dataset.classes.index(name) != label for label, name in enumerate(dataset.classes)]
+    return int(torch.tensor(later)[dataset.labels].sum())
 
 
 def score_units(

@@ -86,6 +86,18 @@ class Dataset:
         factors = {name: Factor(factor.values[rows], factor.names) for name, factor in self.factors.items()}
         return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows], factors=factors)
 
+    def prompts(self) -> list[str]:
+        """Every template of the first class, then of the second, and so on.
+
+        Names of folders and files are said as words: "golden_retriever" is "golden retriever".
+        """
+        names = (
+            self.classes
+            if self.name in task_names()
+            else [name.replace("_", " ").replace("-", " ") for name in self.classes]
+        )
+        return [template.format(name) for name in names for template in self.templates]
+
     def captions(self) -> list[str]:
         """A description of each image, from its class: "a striped blue circle"."""
         return [self.templates[0].format(self.classes[label]) for label in self.labels.tolist()]
@@ -134,7 +146,13 @@ def split_task(name: str) -> tuple[str, str]:
 
 
 def load_dataset(
-    name: str | os.PathLike[str], split: str = "train", *, seed: int = 0, size: int = SIZE, count: int | None = None
+    name: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    seed: int = 0,
+    size: int = SIZE,
+    count: int | None = None,
+    ground: str = "white",
 ) -> Dataset:
     """Load one split of a data set; the same seed gives the same images.
 
@@ -142,7 +160,8 @@ def load_dataset(
     circle", "shapes-colour" for "blue" alone. Or a data set of the paper ("cifar10"), a hub id ("org/name", pinned
     by "@revision"), or a local folder of webdataset tars, parquet files, or images by class: see `residual.data.hub`.
     size: pixels a side of an embedded set, which is drawn at that size, not enlarged. count: how many images of it are
-    drawn, by default and at most as many as the set has; another count gives other images.
+    drawn, by default and at most as many as the set has; another count gives other images. ground: the colour that
+    shows where images of files are transparent, as Pillow names it.
     Raises ValueError for an unknown name or split, DataError where a set cannot be fetched or read.
     """
     name = os.fspath(name)
@@ -150,7 +169,7 @@ def load_dataset(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     if base not in ENTRIES:
-        return _from_hub(base, split, seed)
+        return _from_hub(base, split, seed, ground)
     entry = ENTRIES[base]
     drawn = entry.counts[split] if count is None else min(count, entry.counts[split])
     content = _content(base, entry, split, seed, size, drawn)
@@ -160,10 +179,10 @@ def load_dataset(
     return Dataset(name, split, content.images, labels, classes, tuple(templates), content.factors)
 
 
-def _from_hub(name: str, split: str, seed: int) -> Dataset:
+def _from_hub(name: str, split: str, seed: int, ground: str) -> Dataset:
     from residual.data.hub.read import read_split  # `datasets` takes seconds to import
 
-    loaded = read_split(name, split, seed=seed, cache=cache_folder())
+    loaded = read_split(name, split, seed=seed, cache=cache_folder(), ground=ground)
     folder = None if name in catalogue() else local_folder(name)
     facts = loaded.images, loaded.labels, loaded.classes, loaded.templates
     return Dataset(folder.name if folder else name, split, *facts, excluded=loaded.excluded)

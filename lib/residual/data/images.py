@@ -6,18 +6,21 @@ import hashlib
 import io
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 if TYPE_CHECKING:
     import datasets
+
+
+DECODING = 2  # raised when the same file would give other pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,23 +30,25 @@ class EncodedImages:
     table: datasets.Dataset  # one column, not decoded
     checksums: tuple[str, ...] = field(repr=False)  # of all rows of the table
     rows: Int64[Tensor, "n"]
+    ground: str = "white"  # that shows where they are transparent
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Tensor | slice) -> EncodedImages:
-        return EncodedImages(self.table, self.checksums, self.rows[index])
+        return replace(self, rows=self.rows[index])
 
     def __iter__(self) -> Iterator[Image.Image]:
         for row in self.rows.tolist():
-            yield decode(encoded_bytes(next(iter(self.table[row].values()))))
+            yield decode(encoded_bytes(next(iter(self.table[row].values()))), self.ground)
 
     def split(self, size: int) -> list[EncodedImages]:
         return [self[start : start + size] for start in range(0, len(self), size)]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' checksums, in order."""
-        return hashlib.sha256("".join(self.checksums[row] for row in self.rows.tolist()).encode()).hexdigest()
+        """SHA-256 of the files' checksums, in order, and of how they are decoded."""
+        files = "".join(self.checksums[row] for row in self.rows.tolist())
+        return hashlib.sha256(f"{DECODING} {self.ground} {files}".encode()).hexdigest()
 
 
 def encoded_bytes(value: dict) -> bytes:
@@ -51,17 +56,24 @@ def encoded_bytes(value: dict) -> bytes:
     return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
 
-def decode(data: bytes) -> Image.Image:
-    """An image file in RGB. Raises whatever a corrupt file makes Pillow raise."""
+def decode(data: bytes, ground: str = "white") -> Image.Image:
+    """An image file in RGB, as a person sees it. Raises whatever a corrupt file makes Pillow raise.
+
+    The orientation in its EXIF data is applied, and what is transparent shows the ground, a colour. CLIP's own loader
+    does neither: it drops transparency, and a black drawing on a transparent ground is all black.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # palettes, EXIF
-        image = Image.open(io.BytesIO(data))
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
             pixels = np.asarray(image).clip(0, 65535)
             wide = image.mode != "I" or pixels.max() > 255
             image = Image.fromarray((pixels >> 8 if wide else pixels).astype(np.uint8))
         elif image.mode == "F":
             raise ValueError("floating-point pixels have no known range")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
         return image.convert("RGB")
 
 

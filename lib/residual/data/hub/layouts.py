@@ -33,6 +33,8 @@ TARS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl")
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 TEMPLATE = "a photo of a {}."  # where a set has none
+NO_LINKS = "is a symbolic link to a folder, which is not followed; copy the folder, or give the one that it points to"
+SYNSET = re.compile(r"n\d{8}")  # WordNet's numbers, by which ImageNet's folders and lists of names are sorted
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,9 @@ def data_files(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
     if any(path.name.endswith(TABLES) and not path.name.startswith("metadata.") for path in near):
         return None
     splits = [path for path in near if path.parent == folder and path.is_dir() and split_of(path.name)]
+    linked = [path.name for path in near if path.parent == folder and path.is_dir() and path.is_symlink()]
+    if linked:
+        raise ValueError(f"{folder.name}: {linked[0]} {NO_LINKS}")
     patterns = {f"{escape(str(path))}/{depth}": (path.name,) for path in splits if (depth := _image_pattern(path))}
     if not patterns:  # classes, or images with a table of their labels, without splits
         depth = _image_pattern(folder)
@@ -82,9 +87,36 @@ def _image_pattern(folder: Path) -> str:
     visible = [path for path in folder.iterdir() if _visible(path.relative_to(folder))]
     if any(path.name in ("metadata.csv", "metadata.jsonl") for path in visible):
         return "**"
-    endings = tuple(ImageFolder.EXTENSIONS)
-    files = (file for path in visible if path.is_dir() for file in path.rglob("*"))
-    return "*/**" if any(file.name.lower().endswith(endings) for file in files) else ""
+    classes = {path.name: _files_of_class(path) for path in visible if path.is_dir()}
+    if not any(images for images, _ in classes.values()):
+        return ""
+    others = [file for _, others in classes.values() for file in others]
+    if bare := sorted(name for name, (images, rest) in classes.items() if rest and not images):
+        kinds = ", ".join(sorted({file.suffix.lower() or file.name for file in others}))
+        raise ValueError(
+            f"{folder.name}: no file of the class {bare[0]} is an image that can be read ({kinds}); convert them, to "
+            "PNG or JPEG for example, or move the folder away"
+        )
+    if others:
+        told = "%s: %d files in folders of classes are not images that can be read, and are left out, such as %s"
+        log.warning(told, folder.name, len(others), others[0].relative_to(folder))
+    return "*/**"
+
+
+def _files_of_class(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images of a class, and its other files. Raises ValueError for links and for folders in the folder."""
+    inside = [path for path in sorted(folder.rglob("*")) if _visible(path.relative_to(folder))]
+    if folder.is_symlink() or (linked := next((path for path in inside if path.is_dir() and path.is_symlink()), None)):
+        raise ValueError(f"{folder.parent.name}: {folder.name if folder.is_symlink() else linked.name} {NO_LINKS}")
+    files, endings = [path for path in inside if path.is_file()], tuple(ImageFolder.EXTENSIONS)
+    images = [path for path in files if path.name.lower().endswith(endings)]
+    if deep := next((path for path in images if path.parent != folder), None):
+        where = deep.relative_to(folder.parent)
+        raise ValueError(
+            f"{where} lies in a folder below that of its class, so that its class could be {folder.name} or "
+            f"{deep.parent.name}; move the images of each class into one folder"
+        )
+    return images, [path for path in files if path not in set(images)]
 
 
 def _visible(path: Path) -> bool:
@@ -137,19 +169,21 @@ def _holds_bytes(kind: object) -> bool:
 
 
 def read_labels(
-    tables: Mapping[str, datasets.Dataset], column: str, words: list[str] | None, name: str
+    tables: Mapping[str, datasets.Dataset], column: str, words: list[str] | None, name: str, *, by_folder: bool = False
 ) -> tuple[dict[str, Int64[Tensor, "n"]], tuple[str, ...]]:
     """Labels of every split, -1 where there is none, and the names of the classes, the same for all splits.
 
-    words: the lines of the set's classnames.txt. Raises ValueError where labels and names do not fit.
+    words: the lines of the set's classnames.txt. Labels that are whole numbers, or folders named by them, stand for the
+    line of that number, from 0. by_folder: whether classes are folders, whose order is that of the alphabet.
+    Raises ValueError where labels and names do not fit.
     """
     kind = next(iter(tables.values())).features[column]
-    values = {split: table[column][:] for split, table in tables.items()}
+    values = {split: [_plain(value) for value in table[column][:]] for split, table in tables.items()}
     known = {value for column in values.values() for value in column if value is not None}
     if not known:
         raise ValueError(f"{name} has no labelled split: {column} is empty in {', '.join(tables)}")
     if all(isinstance(value, str) for value in known):
-        if not (words and all(value.strip().isdigit() for value in known)):
+        if not (words and all(value.isdigit() for value in known)):
             names = tuple(sorted(known))
             index = {text: i for i, text in enumerate(names)}
             return {split: _tensor(map(index.get, words)) for split, words in values.items()}, names
@@ -157,9 +191,12 @@ def read_labels(
         raise ValueError(f"{name}: labels are not whole numbers, such as {next(v for v in known if int(v) != v)}")
     names = words
     if isinstance(kind, datasets.ClassLabel):
-        if words and len(words) != len(kind.names):
-            raise ValueError(f"{name}: {CLASSES} names {len(words)} classes, but labels have {len(kind.names)}")
-        names = words if words and set(words) != set(kind.names) else kind.names
+        if words and all(label.isdigit() for label in kind.names):  # of folders, in the order of the alphabet
+            values = {
+                split: [None if v is None or v < 0 else kind.names[v] for v in of] for split, of in values.items()
+            }
+        else:
+            names = _class_names(kind.names, words, name, by_folder=by_folder)
     if names is None:
         raise ValueError(f"{name} has numbers for labels and no {CLASSES}; put the names there, one to a line")
     labels = {split: _tensor(numbers) for split, numbers in values.items()}
@@ -167,6 +204,36 @@ def read_labels(
     if low < -1 or high >= len(names):
         raise ValueError(f"{name}: labels run from {low} to {high}, but {len(names)} classes have names")
     return labels, tuple(names)
+
+
+def _plain(value: object) -> object:
+    """A label without blanks at its ends; None for a missing one."""
+    if isinstance(value, str):
+        return value.strip()
+    return None if value is None or value != value else value
+
+
+def _class_names(folders: list[str], words: list[str] | None, name: str, *, by_folder: bool) -> list[str]:
+    """Names of classes in the order of the labels. Raises ValueError where the order of `words` cannot be known."""
+    if words is None:
+        return folders
+    if len(words) != len(folders):
+        raise ValueError(f"{name}: {CLASSES} names {len(words)} classes, but labels have {len(folders)}")
+    spoken = {_spoken(word): word for word in words}
+    if set(spoken) == set(map(_spoken, folders)) and len(spoken) == len(words):
+        return [spoken[_spoken(folder)] for folder in folders]
+    if by_folder and not all(map(SYNSET.fullmatch, folders)):
+        raise ValueError(
+            f"{name}: the names in {CLASSES} ({', '.join(words[:5])}, ...) are not those of the folders "
+            f"({', '.join(folders[:5])}, ...), so which is which is not certain; name the folders by numbers from 0, "
+            "the lines of the list, or as the list does"
+        )
+    return words
+
+
+def _spoken(name: str) -> str:
+    """A class's name as it is said, whatever joins its words."""
+    return re.sub(r"[\s_-]+", " ", name).strip().lower()
 
 
 def _tensor(values: Iterable[object]) -> Int64[Tensor, "n"]:

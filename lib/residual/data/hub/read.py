@@ -6,14 +6,15 @@ Images stay encoded until an encoder asks for them. Names of classes and prompt 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from jaxtyping import Int64
+from PIL import ImageColor
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -61,7 +63,7 @@ class HubSplit:
     excluded: tuple[str, ...]
 
 
-def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
+def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "white") -> HubSplit:
     """One split of a data set of the catalogue, a hub id or a folder, in an order drawn from `seed`.
 
     Official splits are kept. Without a validation split, a tenth of each class of the training split is held out; a
@@ -69,16 +71,18 @@ def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
     first one that was fetched stays, recorded in `cache`. Images that cannot be decoded are left out and named.
     Raises DataError where a set cannot be fetched or read, and ValueError for one that holds no labelled images.
     """
+    ImageColor.getrgb(ground)  # raises ValueError for what is not a colour
     base, _, revision = name.partition("@")
     entry = catalogue().get(base)
     folder = local_folder(name) if entry is None else None
     source = str(folder) if folder else entry.repo if entry else base
-    try:
+    with _explained(name, source, entry, local=folder is not None):
         where = folder or _fetched(source, revision := revision or _pinned(source, cache))
-        loaded = _load(source, where, None if folder else revision, cache)
-    except Exception as error:  # whatever loaders, decoders and connections below them raise
-        raise DataError(_explain(name, source, folder is not None, entry, error)) from error
-    tables, labels, classes = _splits(loaded, read_lines(where / CLASSES, name), name)
+    layout = data_files(where)
+    with _explained(name, source, entry, local=folder is not None):
+        loaded = _load(source, layout, None if folder else revision, cache)
+    by_folder = layout is not None and layout[0] == "imagefolder"
+    tables, labels, classes = _splits(loaded, read_lines(where / CLASSES, name), name, by_folder=by_folder)
     if entry and (off := abs(sum(map(len, tables.values())) / (entry.train + entry.test) - 1)) > 0.02:
         log.warning("%s has %.0f %% more or fewer labelled images than it should have", name, 100 * off)
     table, truth, rows = _rows_of(tables, labels, split, seed, name)
@@ -86,7 +90,7 @@ def read_split(name: str, split: str, *, seed: int, cache: Path) -> HubSplit:
         rows = rows[rank_in_class(truth[rows]).argsort(stable=True)[: entry.limit].sort().values]
     images, whole, excluded = _decodable(table.select(rows.tolist()), rows, split, name, folder)
     templates = read_templates(read_lines(where / TEMPLATES, name), name)
-    return HubSplit(images, truth[rows][whole], classes, templates, excluded)
+    return HubSplit(replace(images, ground=ground), truth[rows][whole], classes, templates, excluded)
 
 
 def _rows_of(
@@ -146,11 +150,12 @@ class _LateBar(tqdm):
         super().__init__(*args, **{"delay": 3} | options)
 
 
-def _load(source: str, where: Path, revision: str | None, cache: Path) -> Mapping[str, datasets.Dataset]:
+def _load(
+    source: str, layout: tuple[str, dict[str, list[str]]] | None, revision: str | None, cache: Path
+) -> Mapping[str, datasets.Dataset]:
     """All splits. Where the cache of `datasets` cannot be written, they are kept in ours."""
-    named = data_files(where)
-    builder, files = named or (source, None)
-    options = {"data_files": files} if named else {"revision": revision}
+    builder, files = layout or (source, None)
+    options = {"data_files": files} if layout else {"revision": revision}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a folder without a card
         try:
@@ -163,7 +168,7 @@ def _load(source: str, where: Path, revision: str | None, cache: Path) -> Mappin
 
 
 def _splits(
-    loaded: Mapping[str, datasets.Dataset], words: list[str] | None, name: str
+    loaded: Mapping[str, datasets.Dataset], words: list[str] | None, name: str, *, by_folder: bool
 ) -> tuple[Tables, dict[str, Tensor], tuple[str, ...]]:
     """Tables of images and labels of every split that has labels, by our names of splits; and the classes."""
     tables = {ours: loaded[theirs] for theirs in loaded if (ours := split_of(theirs))}
@@ -174,7 +179,7 @@ def _splits(
     image = image_column(next(iter(tables.values())).features, name)
     tables = {split: table.cast_column(image, datasets.Image()).flatten() for split, table in tables.items()}
     label = label_column(next(iter(tables.values())).features, name, named=words is not None)
-    labels, classes = read_labels(tables, label, words, name)
+    labels, classes = read_labels(tables, label, words, name, by_folder=by_folder)
     for split, values in labels.items():
         if bare := int((values < 0).sum()):
             log.warning("%s, %s: %d of %d images have no label and are left out", name, split, bare, len(values))
@@ -212,6 +217,14 @@ def _revisions(path: Path) -> dict[str, str]:
     except ValueError as error:
         log.warning("%s is damaged (%s); revisions are recorded again", path, error)
         return {}
+
+
+@contextlib.contextmanager
+def _explained(name: str, source: str, entry: HubSet | None, *, local: bool) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever loaders, decoders and connections below them raise
+        raise DataError(_explain(name, source, local, entry, error)) from error
 
 
 def _explain(name: str, source: str, local: bool, entry: HubSet | None, error: Exception) -> str:
