@@ -61,11 +61,11 @@ def interrupt_at(function, call):
     """The same function, interrupted as by Ctrl-C at a given call."""
     calls = []
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         calls.append(None)
         if len(calls) == call:
             raise KeyboardInterrupt
-        return function(*args)
+        return function(*args, **options)
 
     return interrupted
 

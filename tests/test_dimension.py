@@ -109,6 +109,41 @@ def test_extreme_scales(scale):
     assert two_nn(x * scale) == pytest.approx(two_nn(x), rel=1e-6)
 
 
+@pytest.mark.parametrize("n", [50, 75, 600, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_duplicates_that_a_product_rounded_differently_are_dropped(n, dtype):
+    generator = torch.Generator().manual_seed(n)
+    x, matrix = torch.randn(n, 6, generator=generator), torch.randn(6, 40, generator=generator)
+    x, matrix = x.to(dtype), matrix.to(dtype)
+    once = x @ matrix
+    again = torch.cat([row[None] @ matrix for row in x])  # the same, row by row
+    noisy = once * (1 + torch.finfo(dtype).eps * (torch.rand(once.shape, generator=generator) - 0.5)).to(dtype)
+    expected = two_nn(once)
+    for copies in (again, noisy):
+        twice = torch.cat([once, copies])[torch.randperm(2 * n, generator=generator)]
+        assert two_nn(twice) == pytest.approx(expected, rel=1e-3)
+        assert two_nn(twice.double(), precision=dtype) == pytest.approx(expected, rel=1e-3)
+        assert two_nn(1e-6 * twice) == pytest.approx(expected, rel=1e-3)
+
+
+def test_many_copies_that_differ_by_rounding_are_one():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 5, generator=generator)
+    copies = torch.cat([x * (1 + 1e-7 * (torch.rand(x.shape, generator=generator) - 0.5)) for _ in range(9)])
+    assert two_nn(copies) == pytest.approx(two_nn(x), rel=1e-3)
+    with pytest.raises(ValueError, match="at least 20 distinct rows, not"):
+        two_nn(copies[torch.arange(len(copies)) % 40 < 15])
+
+
+def test_quantised_values_are_not_duplicates_for_being_near():
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.rand(3000, 4, generator=generator)
+    quantised = (fine * 255).round()  # steps of a 255th of the largest, far above any rounding
+    distinct = torch.unique(quantised, dim=0)
+    assert two_nn(torch.cat([quantised, quantised])) == pytest.approx(two_nn(distinct), rel=1e-9)
+    assert two_nn(quantised) == pytest.approx(two_nn(fine), rel=0.1)
+
+
 def test_duplicates_are_dropped():
     x = ball(500, 3)
     assert two_nn(torch.cat([x, x[:200], x[:50]])) == pytest.approx(two_nn(x), rel=1e-6)
@@ -174,7 +209,7 @@ def test_heads_that_are_done_are_kept_and_damage_is_noticed(encoder, tmp_path, m
             head_dimensions(units, progress=False)
     (kept,) = units.folder.glob("dimensions-*.pt")
     left, calls = (encoder.layers - 1) * per_layer, []
-    monkeypatch.setattr(heads, "two_nn", lambda x: calls.append(None) or two_nn(x))
+    monkeypatch.setattr(heads, "two_nn", lambda x, **options: calls.append(None) or two_nn(x, **options))
     resumed = head_dimensions(units, progress=False)
     assert len(calls) == left
     assert head_dimensions(units, progress=False).equals(resumed)

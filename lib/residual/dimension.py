@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 FEWEST = 20  # distinct rows that TwoNN needs
+TINY = torch.finfo(torch.float64).tiny
 MEMBERS = 16  # columns in a group, among which neighbours are sought
 
 
@@ -30,11 +31,14 @@ def pca_dimension(eigenvalues: Float[Tensor, "k"], threshold: float = 0.99) -> i
 
 
 @torch.no_grad()
-def two_nn(x: Float[Tensor, "n d"], *, keep: float = 0.9, block: int = 256) -> float:
+def two_nn(
+    x: Float[Tensor, "n d"], *, keep: float = 0.9, block: int = 256, precision: torch.dtype | None = None
+) -> float:
     """Intrinsic dimension from the ratio of second to first neighbour distance.
 
     keep: fraction of the smallest ratios that is fitted, in (0, 1]. block: how many rows are compared with all others
-    at a time; memory is O(n * block). Runs on the device of x. Duplicate rows are dropped.
+    at a time; memory is O(n * block). Runs on the device of x. Duplicates are dropped, also those that differ by the
+    rounding of `precision` (see `duplicate_distance`), by default that of x, or single where x holds just such values.
     Raises ValueError with fewer than 20 distinct rows, or with NaN.
     Source: Facco et al. (2017), section "The estimator"; section 3.1 of the paper.
     """
@@ -45,13 +49,33 @@ def two_nn(x: Float[Tensor, "n d"], *, keep: float = 0.9, block: int = 256) -> f
         raise ValueError(f"two_nn takes floating-point samples [n d], not {x.dtype} {list(x.shape)}")
     if not x.isfinite().all():
         raise ValueError("two_nn: the samples hold NaN or infinity")
-    first, second = _neighbour_distances(x, block) if len(x) >= FEWEST else (x.new_zeros(1), None)
-    if (first == 0).any():
-        x = torch.unique(x, dim=0)
-        if len(x) < FEWEST:
-            raise ValueError(f"two_nn needs at least {FEWEST} distinct rows, not {len(x)}")
-        first, second = _neighbour_distances(x, block)
+    if precision is None:
+        precision = torch.float32 if x.float().to(x.dtype).equal(x) else x.dtype
+    first, second = _distinct_distances(x, block, duplicate_distance(x, precision))
     return _fitted_dimension((second / first).log().sort().values, keep)
+
+
+def duplicate_distance(x: Float[Tensor, "n d"], precision: torch.dtype) -> float:
+    """The distance up to which two rows may be one row that was rounded differently, as in batches of two sizes.
+
+    Each of d values is off by up to two units in the last place of the largest of all: 2 sqrt(d) eps max |x|.
+    """
+    return 2 * math.sqrt(x.shape[1]) * torch.finfo(precision).eps * float(x.abs().max())
+
+
+def _distinct_distances(x: Tensor, block: int, apart: float) -> tuple[Tensor, Tensor]:
+    """`_neighbour_distances` of the rows that are further than `apart` from all earlier ones."""
+    rows, apart = torch.unique(x, dim=0) if len(x) < FEWEST else x, apart / max(float(x.abs().max()), TINY)
+    while len(rows) >= FEWEST:
+        first, second, nearest = _neighbour_distances(rows, block, apart)
+        close = first <= apart
+        if not close.any():
+            return first, second
+        if (first == 0).any() and len(unique := torch.unique(rows, dim=0)) < len(rows):
+            rows = unique
+        else:  # of each two that are closest to each other, the later one goes
+            rows = rows[~(close & (nearest < torch.arange(len(rows), device=x.device)))]
+    raise ValueError(f"two_nn needs at least {FEWEST} distinct rows, not {len(rows)}")
 
 
 def _fitted_dimension(ratios: Float[Tensor, "n"], keep: float) -> float:
@@ -87,8 +111,10 @@ def subsampling_error(
     return float(spread) * math.sqrt(share)
 
 
-def _neighbour_distances(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Distances to the first and second neighbour of every row, in double precision, up to one scale.
+def _neighbour_distances(x: Tensor, block: int, apart: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances to the first and second neighbour of every row, over max |x|, in double precision; and which is first.
+
+    Of a row that has a neighbour no further than `apart`, only that is certain.
 
     Neighbours are found by |b|^2 - 2ab in single precision, and their distances computed again from differences. Where
     these are so small that rounding may have chosen the wrong rows, neighbours are searched again in double precision,
@@ -100,16 +126,19 @@ def _neighbour_distances(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     reach = centred.square().sum(1).max()
     centred = centred / reach.sqrt().clamp(min=torch.finfo(x.dtype).tiny)
     first, second = x.new_zeros(2, len(x))
+    nearest = torch.zeros(len(x), dtype=torch.long, device=x.device)
     rows = torch.arange(len(x), device=x.device)
     for precision in (torch.float32, torch.float64, None):
         neighbours = _by_products(centred.to(precision), rows, block) if precision else _by_differences(x, rows, block)
-        first[rows], second[rows] = (x[rows][:, None] - x[neighbours]).norm(dim=2).sort(1).values.T
+        distances, order = (x[rows][:, None] - x[neighbours]).norm(dim=2).sort(1)
+        first[rows], second[rows] = distances.T
+        nearest[rows] = neighbours.gather(1, order[:, :1])[:, 0]
         # Rounding is a few eps of the largest norm: below this, a wrong choice could change a ratio by over 0.1 %.
         rounding = 2000 * 8 * torch.finfo(precision or x.dtype).eps * reach
-        rows = (first.square() < rounding).nonzero()[:, 0]
+        rows = ((first.square() < rounding) & (first > apart)).nonzero()[:, 0]
         if len(rows) == 0:
             break
-    return first, second
+    return first, second, nearest
 
 
 def _by_products(x: Tensor, rows: Tensor, block: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from itertools import product
 
 import pandas as pd
@@ -50,10 +51,13 @@ def head_dimensions(
     rows = (read_state(path) or {"rows": []})["rows"]
     heads = list(product(*map(range, units.head_grid)))
     label = f"dimension of the heads of {units.manifest.encoder}"
+    estimate = partial(
+        two_nn, precision=torch.float32
+    )  # of the forward pass, whose rounding differs from batch to batch
     for layer, head in tqdm(heads[len(rows) :], desc=label, unit="head", disable=not progress):
         samples = units.head_coordinates(layer, head).to(device)
-        linear, nonlinear = pca_dimension(spectra.eigenvalues[layer, head]), two_nn(samples)
-        error = subsampling_error(two_nn, samples, seed=seed)
+        linear, nonlinear = pca_dimension(spectra.eigenvalues[layer, head]), estimate(samples)
+        error = subsampling_error(estimate, samples, seed=seed)
         rows.append((layer, head, linear, nonlinear, linear / nonlinear, float(evr[layer, head, 0]), error))
         if head == units.manifest.heads - 1:
             try:
