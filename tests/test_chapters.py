@@ -87,11 +87,27 @@ def test_all_bad_parameters_are_named_at_once():
         check_parameters(split="all", seed=-1)
 
 
-def test_a_pair_to_fine_tune_must_be_of_the_run():
+def test_a_pair_to_fine_tune_must_be_of_the_run(tmp_path):
     run = {"encoders": ["mini-clip"], "tasks": ["digits"]}
     check_parameters(**run, finetune=["mini-clip on digits"])
+    (folder := tmp_path / "my set on disk").mkdir()
+    spaced = run | {"tasks": [*run["tasks"], str(folder)]}
+    check_parameters(**spaced, finetune=[f"mini-clip on {folder}"])
     with pytest.raises(ParameterError, match=r"\['mini-vit on digits'\] are not among this run's .* fine-tunes none"):
         check_parameters(**run, finetune=["mini-vit on digits"])
+
+
+def test_an_empty_value_is_an_empty_text(monkeypatch):
+    given = {}
+
+    def run_chapter(chapter, out, parameters):
+        """What --help says."""
+        given.update(parameters)
+
+    monkeypatch.setattr("edition.run.run_chapter", run_chapter)
+    assert main(["book/semantics.md", "-p", "dictionary", "", "-p", "images", "300"]) == 0
+    assert given == {"dictionary": "", "images": 300}
+    check_parameters(**given)
 
 
 def test_a_chapter_refuses_its_parameters_in_the_notebook_too():

@@ -49,7 +49,7 @@ PARAMETERS: dict[str, Any] = {
     "encoders": Annotated[list[Encoder], Field(min_length=1), AfterValidator(_distinct)],
     "controls": Annotated[list[Encoder], AfterValidator(_distinct)],
     "tasks": Annotated[list[DataSet], Field(min_length=1), AfterValidator(_distinct)],
-    "finetune": list[Annotated[str, StringConstraints(pattern=r"^\S+ on \S+$")]],  # "encoder on task"
+    "finetune": list[Annotated[str, StringConstraints(pattern=r"^\S.* on .*\S$")]],  # "encoder on task"
     "dataset": DataSet,
     "reference_images": Annotated[int, Field(ge=100)],
     "shipped_images": Annotated[int, Field(ge=1000)],  # a tenth of them of other sets

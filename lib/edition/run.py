@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = args.out or Path("_build/runs") / f"{args.chapter.stem}.ipynb"
     try:
         parameters = read_profile(args.profile, args.chapter.stem) if args.profile else {}
-        parameters |= {name: yaml.safe_load(value) for name, value in args.parameter}
+        parameters |= {name: yaml.safe_load(value) if value else "" for name, value in args.parameter}
         run_chapter(args.chapter, out, parameters)
     except (ParameterError, OSError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
