@@ -379,3 +379,51 @@ def test_what_is_transparent_shows_the_ground(tmp_path, mode):
     assert sets[0].fingerprint() != sets[1].fingerprint()
     with pytest.raises(ValueError, match="unknown color specifier"):
         load_dataset(tmp_path / "set", "test", ground="whitish")
+
+
+@pytest.mark.parametrize("name", ["notes.csv", "about.json", "old.tar"])
+def test_what_lies_beside_folders_of_classes_does_not_take_their_place(tmp_path, name):
+    for index in range(12):
+        path = tmp_path / "set" / WORDS[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(index % 3, index))
+    (tmp_path / "set" / name).write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(ValueError, match=rf"set holds {name} beside folders of images \(blue, green, red\)"):
+        load_dataset(tmp_path / "set")
+
+
+def test_a_table_in_the_folder_of_one_class_does_not_hide_the_others(tmp_path):
+    folders(("train", "test"))(tmp_path / "set")
+    (tmp_path / "set/train/red/metadata.csv").write_text("file_name,label\ntest_0.png,red\n")
+    with pytest.raises(ValueError, match=r"red/metadata\.csv lies in the folder of a class"):
+        load_dataset(tmp_path / "set")
+
+
+def test_images_outside_of_classes_are_counted(tmp_path, caplog):
+    folders(("train", "test"))(tmp_path / "set")
+    load_dataset(tmp_path / "set")
+    assert "train: 1 images lie in no folder of a class, and are left out, such as stray.png" in caplog.text
+
+
+def test_an_empty_label_is_a_missing_one_and_names_beside_words_are_told(tmp_path, caplog):
+    table(BOTH, label=lambda i: "  " if i == 4 else WORDS[i % 3])(tmp_path / "set")
+    (tmp_path / "set/classnames.txt").write_text("one\ntwo\nthree")
+    assert load_dataset(tmp_path / "set").classes == ("blue", "green", "red")
+    assert "1 of 30 images have no label and are left out" in caplog.text
+    assert "labels are words already, so classnames.txt is not read" in caplog.text
+
+
+def test_numbers_that_begin_with_one_are_told(tmp_path, caplog):
+    folders(("train", "test"), ("1", "2", "3"))(tmp_path / "set")
+    (tmp_path / "set/classnames.txt").write_text("\n".join(WORDS))
+    with pytest.raises(ValueError, match="names, which are counted from 0; number the classes from 0"):
+        load_dataset(tmp_path / "set")
+    (tmp_path / "set/classnames.txt").write_text("\n".join(("none", *WORDS)))
+    assert right(load_dataset(tmp_path / "set"))
+    assert "no class has the number 0, the first line of classnames.txt, 'none'" in caplog.text
+
+
+def test_few_images_of_a_drawn_set_are_few(tmp_path):
+    assert len(load_dataset("digits", "test", count=20)) == 20
+    with pytest.raises(ValueError, match="count = 0: at least 16 images of shapes"):
+        load_dataset("shapes", "test", count=0)

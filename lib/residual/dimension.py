@@ -38,7 +38,7 @@ def two_nn(
 
     keep: fraction of the smallest ratios that is fitted, in (0, 1]. block: how many rows are compared with all others
     at a time; memory is O(n * block). Runs on the device of x. Duplicates are dropped, also those that differ by the
-    rounding of `precision` (see `duplicate_distance`), by default that of x, or single where x holds just such values.
+    rounding of `precision` (see `duplicate_distance`), by default that of x, or single where that holds a double x.
     Raises ValueError with fewer than 20 distinct rows, or with NaN.
     Source: Facco et al. (2017), section "The estimator"; section 3.1 of the paper.
     """
@@ -50,7 +50,8 @@ def two_nn(
     if not x.isfinite().all():
         raise ValueError("two_nn: the samples hold NaN or infinity")
     if precision is None:
-        precision = torch.float32 if x.float().to(x.dtype).equal(x) else x.dtype
+        single = x.dtype == torch.float64 and x.float().double().equal(x)
+        precision = torch.float32 if single else x.dtype
     first, second = _distinct_distances(x, block, duplicate_distance(x, precision))
     return _fitted_dimension((second / first).log().sort().values, keep)
 

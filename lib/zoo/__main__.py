@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, help="instead of the recipe's")
     one.add_argument("--keep", type=int, nargs="*", default=[], help="steps after which the encoder is kept too")
     one.set_defaults(run=_train)
-    study = commands.add_parser("study", help="train for a tenth of the steps with one thing changed, and measure")
+    study = commands.add_parser("study", help="a short training with one thing changed, measured")
     study.add_argument("name", choices=STUDIES)
     study.set_defaults(run=_study)
     for command in (one, study):

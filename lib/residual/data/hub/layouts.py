@@ -33,6 +33,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl")
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 TEMPLATE = "a photo of a {}."  # where a set has none
+ENDINGS = tuple(ImageFolder.EXTENSIONS)
 NO_LINKS = "is a symbolic link to a folder, which is not followed; copy the folder, or give the one that it points to"
 SYNSET = re.compile(r"n\d{8}")  # WordNet's numbers, by which ImageNet's folders and lists of names are sorted
 
@@ -48,6 +49,7 @@ def data_files(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
     if card.is_file() and re.search(r"^configs:", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
         return None
     near = [path for depth in ("*", "*/*") for path in sorted(folder.glob(depth)) if _visible(path.relative_to(folder))]
+    _check_one_kind(folder, near)
     if tars := [path for path in near if path.name.lower().endswith(TARS) and path.is_file()]:
         return "webdataset", _by_split({escape(str(path)): path.relative_to(folder).parts for path in tars}, folder)
     if any(path.name.endswith(TABLES) and not path.name.startswith("metadata.") for path in near):
@@ -64,6 +66,23 @@ def data_files(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
     if ignored := sorted(folders - {split for (split,) in patterns.values()}):
         log.warning("%s: ignored %s, which hold no split, or no images by class", folder.name, ", ".join(ignored))
     return "imagefolder", _by_split(patterns, folder)
+
+
+def _check_one_kind(folder: Path, near: list[Path]) -> None:
+    """Raises ValueError where a tar or a table lies beside folders of images: either could be the data set."""
+    images = {p.parent.name for p in near if p.parent.parent == folder and p.name.lower().endswith(ENDINGS)}
+    beside = [path for path in near if path.is_file() and path.parent == folder]
+    other = [p for p in beside if p.name.lower().endswith((*TARS, ".csv", ".json", ".jsonl")) and not _metadata(p)]
+    if len(images) > 1 and other:
+        raise ValueError(
+            f"{folder.name} holds {other[0].name} beside folders of images ({', '.join(sorted(images)[:5])}); move "
+            "away the one that is not the data set"
+        )
+
+
+def _metadata(path: Path) -> bool:
+    """Whether a file is the table by which `datasets` labels the images of a folder."""
+    return path.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def split_of(word: str) -> str | None:
@@ -85,7 +104,7 @@ def _by_split(files: Mapping[str, tuple[str, ...]], folder: Path) -> dict[str, l
 def _image_pattern(folder: Path) -> str:
     """A pattern for images by class below a folder, or for all where a table names the labels; "" without either."""
     visible = [path for path in folder.iterdir() if _visible(path.relative_to(folder))]
-    if any(path.name in ("metadata.csv", "metadata.jsonl") for path in visible):
+    if any(map(_metadata, visible)):
         return "**"
     classes = {path.name: _files_of_class(path) for path in visible if path.is_dir()}
     if not any(images for images, _ in classes.values()):
@@ -97,6 +116,9 @@ def _image_pattern(folder: Path) -> str:
             f"{folder.name}: no file of the class {bare[0]} is an image that can be read ({kinds}); convert them, to "
             "PNG or JPEG for example, or move the folder away"
         )
+    if loose := [path for path in visible if path.is_file() and path.name.lower().endswith(ENDINGS)]:
+        told = "%s: %d images lie in no folder of a class, and are left out, such as %s"
+        log.warning(told, folder.name, len(loose), loose[0].name)
     if others:
         told = "%s: %d files in folders of classes are not images that can be read, and are left out, such as %s"
         log.warning(told, folder.name, len(others), others[0].relative_to(folder))
@@ -108,8 +130,11 @@ def _files_of_class(folder: Path) -> tuple[list[Path], list[Path]]:
     inside = [path for path in sorted(folder.rglob("*")) if _visible(path.relative_to(folder))]
     if folder.is_symlink() or (linked := next((path for path in inside if path.is_dir() and path.is_symlink()), None)):
         raise ValueError(f"{folder.parent.name}: {folder.name if folder.is_symlink() else linked.name} {NO_LINKS}")
-    files, endings = [path for path in inside if path.is_file()], tuple(ImageFolder.EXTENSIONS)
-    images = [path for path in files if path.name.lower().endswith(endings)]
+    files = [path for path in inside if path.is_file()]
+    if table := next(filter(_metadata, files), None):
+        where = table.relative_to(folder.parent)
+        raise ValueError(f"{where} lies in the folder of a class; it must lie beside the folders, or nowhere")
+    images = [path for path in files if path.name.lower().endswith(ENDINGS)]
     if deep := next((path for path in images if path.parent != folder), None):
         where = deep.relative_to(folder.parent)
         raise ValueError(
@@ -185,6 +210,8 @@ def read_labels(
     if all(isinstance(value, str) for value in known):
         if not (words and all(value.isdigit() for value in known)):
             names = tuple(sorted(known))
+            if words and set(map(_spoken, words)) != set(map(_spoken, names)):
+                log.warning("%s: labels are words already, so %s is not read", name, CLASSES)
             index = {text: i for i, text in enumerate(names)}
             return {split: _tensor(map(index.get, words)) for split, words in values.items()}, names
     elif any(int(value) != value for value in known):
@@ -202,14 +229,19 @@ def read_labels(
     labels = {split: _tensor(numbers) for split, numbers in values.items()}
     low, high = (end(int(end(numbers)) for numbers in labels.values() if len(numbers)) for end in (min, max))
     if low < -1 or high >= len(names):
-        raise ValueError(f"{name}: labels run from {low} to {high}, but {len(names)} classes have names")
+        raise ValueError(
+            f"{name}: labels run from {low} to {high}, but {len(names)} classes have names, which are counted from 0; "
+            f"number the classes from 0, or complete {CLASSES}"
+        )
+    if words and min(int(n[n >= 0].min()) for n in labels.values() if (n >= 0).any()) > 0:
+        log.warning("%s: no class has the number 0, the first line of %s, %r", name, CLASSES, names[0])
     return labels, tuple(names)
 
 
 def _plain(value: object) -> object:
     """A label without blanks at its ends; None for a missing one."""
     if isinstance(value, str):
-        return value.strip()
+        return value.strip() or None
     return None if value is None or value != value else value
 
 

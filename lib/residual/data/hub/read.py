@@ -39,7 +39,7 @@ from residual.data.hub.layouts import (
     read_templates,
     split_of,
 )  # fmt: skip
-from residual.data.images import EncodedImages, decode, encoded_bytes, rank_in_class
+from residual.data.images import DECODING, EncodedImages, decode, encoded_bytes, rank_in_class
 from residual.files import FULL, UNWRITABLE, locked, write_bytes
 
 MANY = 2000  # images, from which on several processes check them
@@ -261,7 +261,8 @@ def _explain(name: str, source: str, local: bool, entry: HubSet | None, error: E
 def _checked(encoded: datasets.Dataset, image: str, name: str) -> tuple[tuple[str, ...], Tensor]:
     """The checksum of every file, and whether it cannot be decoded; computed once, and kept by `datasets`."""
     options = {
-        "fn_kwargs": {"column": image}, "remove_columns": [image], "desc": f"checking the images of {name}",
+        "fn_kwargs": {"column": image, "decoding": DECODING}, "remove_columns": [image],
+        "desc": f"checking the images of {name}",
         "num_proc": _cores() if len(encoded) >= MANY else None,
     }  # fmt: skip
     try:
@@ -277,7 +278,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(row: Mapping[str, dict], column: str) -> dict[str, str | bool]:
+def _check(row: Mapping[str, dict], column: str, decoding: int) -> dict[str, str | bool]:
+    """decoding: a part of the key under which `datasets` keeps the answers."""
     try:
         data = encoded_bytes(row[column])
     except (OSError, TypeError):  # there is no file, or no image in the row

@@ -188,6 +188,7 @@ def _digits(split: str, count: int, generator: torch.Generator, seed: int, size:
     train, rest = train_test_split(rows, test_size=0.4, stratify=source.target, random_state=seed)
     validation, test = train_test_split(rest, test_size=0.5, stratify=source.target[rest], random_state=seed)
     chosen: Sequence[int] = {"train": train, "validation": validation, "test": test}[split]
+    chosen = chosen[:count]
     grey = torch.tensor(source.images[chosen], dtype=torch.float32)[:, None] / 16
     images = to_bytes(F.interpolate(grey, size, mode="bicubic").expand(-1, 3, -1, -1))
     return Content(images, torch.tensor(source.target[chosen]), NUMBER_NAMES)
