@@ -25,6 +25,7 @@ from torch import Tensor
 
 UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SILENCE = 60.0  # seconds in which a run waits for another without a word
 log = logging.getLogger(__name__)
 
 
@@ -146,10 +147,13 @@ def code_key(*code: ModuleType | Callable[..., Any]) -> str:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Allow one run at a time on `what`. The lock is released when its process ends, however it ends."""
+    """Allow one run at a time on `what`. The lock is released when its process ends, however it ends.
+
+    A wait is told after a minute: chapters that run side by side often wait for each other's seconds.
+    """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=SILENCE)
     except Timeout:
         log.warning("another run is using %s; waiting for it", what)
         lock.acquire()
