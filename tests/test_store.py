@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
 import torch
+from filelock import FileLock
 
 from conftest import interrupt_at, write_config
-from residual import extract, load_units, trace
+from residual import extract, files, load_units, trace
 from residual.data.dataset import Dataset
 from residual.extraction import pixels_for
 from residual.files import write_bytes
@@ -226,3 +228,22 @@ def test_half_precision_is_near_and_is_not_taken_for_single(encoder, dataset, tm
     assert 0 < error < largest
     with pytest.raises(ValueError, match=r"precision must be one of .* not 'int8'"):
         extract(encoder, dataset, root=tmp_path, precision="int8", **OPTIONS)
+
+
+def test_only_a_long_wait_for_another_run_is_told(tmp_path, monkeypatch, caplog):
+    done = threading.Event()
+
+    def wait():
+        with files.locked(tmp_path / "lock", "the set"):
+            done.set()
+
+    for silence, told in ((30.0, ""), (0.05, "another run is using the set; waiting for it")):
+        monkeypatch.setattr(files, "SILENCE", silence)
+        done.clear()
+        waiting = threading.Thread(target=wait)
+        with FileLock(tmp_path / "lock"):
+            waiting.start()
+            assert not done.wait(0.4)
+        assert done.wait(20)
+        waiting.join()
+        assert (told in caplog.text) if told else not caplog.text
