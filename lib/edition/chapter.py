@@ -34,8 +34,9 @@ class Chapter:
         self.name, names = name, chapter_defaults(chapter_path(name))
         if missing := sorted(set(names) - set(namespace)):
             raise ParameterError(f"no parameters {missing}; the first cell of book/{name}.md assigns them")
-        check_parameters(**{key: namespace[key] for key in names})
-        self.parameters, self.left_out = without_missing({key: namespace[key] for key in names})
+        given = {key: namespace[key] for key in names}
+        check_parameters(**given)
+        self.parameters, self.left_out = without_missing(given)
         namespace.update(self.parameters)
         if self.left_out:
             print(f"Left out, as its package is not installed: {self.left_out}.")

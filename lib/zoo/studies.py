@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from residual.data.dataset import load_dataset
 from residual.encoders.encoder import Encoder, load_encoder
@@ -57,11 +58,10 @@ def _heads(encoder: Encoder, device: str) -> pd.DataFrame:
         data = load_dataset(SCENES, "validation")
         units = extract(encoder, data, **options)
         levels = factor_levels(data.factors, FACTORS) | {"class": data.labels}
+        places = zip(heads["layer"], heads["head"], strict=True)
+        first = torch.stack([units.head_scores(layer, head)[:, 0] for layer, head in places], 1)
         for factor, level in levels.items():
-            heads[factor] = [
-                float(variance_shares(units.head_scores(layer, head)[:, :1].cpu(), level)[0])
-                for layer, head in zip(heads["layer"], heads["head"], strict=True)
-            ]
+            heads[factor] = variance_shares(first, level)[0].tolist()
     return heads
 
 

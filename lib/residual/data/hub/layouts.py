@@ -128,8 +128,8 @@ def _image_pattern(folder: Path) -> str:
 def _files_of_class(folder: Path) -> tuple[list[Path], list[Path]]:
     """The images of a class, and its other files. Raises ValueError for links and for folders in the folder."""
     inside = [path for path in sorted(folder.rglob("*")) if _visible(path.relative_to(folder))]
-    if folder.is_symlink() or (linked := next((path for path in inside if path.is_dir() and path.is_symlink()), None)):
-        raise ValueError(f"{folder.parent.name}: {folder.name if folder.is_symlink() else linked.name} {NO_LINKS}")
+    if linked := next((path for path in (folder, *inside) if path.is_dir() and path.is_symlink()), None):
+        raise ValueError(f"{folder.parent.name}: {linked.name} {NO_LINKS}")
     files = [path for path in inside if path.is_file()]
     if table := next(filter(_metadata, files), None):
         where = table.relative_to(folder.parent)
@@ -141,7 +141,7 @@ def _files_of_class(folder: Path) -> tuple[list[Path], list[Path]]:
             f"{where} lies in a folder below that of its class, so that its class could be {folder.name} or "
             f"{deep.parent.name}; move the images of each class into one folder"
         )
-    return images, [path for path in files if path not in set(images)]
+    return images, [path for path in files if not path.name.lower().endswith(ENDINGS)]
 
 
 def _visible(path: Path) -> bool:
