@@ -16,7 +16,7 @@ from schedulefree import AdamWScheduleFree
 from residual import load_encoder, trace
 from residual.alignment import Bases, ResiDual
 from residual.dimension import two_nn
-from residual.extraction import PRECISIONS
+from residual.extraction import DTYPES
 from residual.pursuit import somp_in_basis, textspan_from_moments
 from residual.spectrum import Moments, pca_from_moments
 from residual.training import BATCH, _Task
@@ -54,7 +54,7 @@ def test_faster_trace(benchmark, how):
     plain, other = (load_encoder("OpenCLIP-B", pretrained=False) for _ in range(2))
     if how == "compiled":
         other.compile()
-    precision = PRECISIONS.get(how, torch.float32)
+    precision = DTYPES.get(how, torch.float32)
     pixels = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
     def faster():

@@ -29,6 +29,9 @@ TOWERS = {
         "text_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
         "projection_dim": 20,
     },
+    "clip_vision_model": SMALL | {"intermediate_size": 96},
+    "clip_vision_model-projected": SMALL
+    | {"intermediate_size": 96, "projection_dim": 20, "architectures": ["CLIPVisionModelWithProjection"]},
     "dinov2": SMALL,
     "dinov2-swiglu": SMALL | {"use_swiglu_ffn": True},
     "dinov2_with_registers": SMALL | {"num_register_tokens": 4},

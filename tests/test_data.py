@@ -9,12 +9,13 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from residual import dataset_names, load_dataset, task_names
-from residual.data.dataset import SPLITS, Dataset
+from residual.data.dataset import Dataset
 from residual.data.miniature.emoji import load_artwork, vocabulary
 from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
 from residual.data.miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS
 from residual.data.miniature.shapes import HUES, PATTERNS, SHAPES
 from residual.data.miniature.textures import TEXTURES, draw_textures
+from residual.data.names import SPLITS
 from residual.files import cache_folder
 
 DIVIDED = ("reference", "emoji-groups", "styles", "numerals", "photographs")

@@ -18,7 +18,8 @@ from edition.claims import claim_table
 from edition.inputs import Extraction, extractions, task_parts
 from edition.pages import READS, ParameterError, chapter_defaults, chapter_path, project_root
 from edition.parameters import check_parameters, without_missing
-from residual.data.dataset import SPLITS, Dataset, split_task
+from residual.data.dataset import Dataset
+from residual.data.names import SPLITS, split_task
 from residual.encoders.encoder import Encoder, load_encoder
 from residual.store import StoredUnits
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from edition.pages import project_root
 from residual.alignment import Bases, component_scores
-from residual.data.dataset import SPLITS, Dataset, dataset_names, load_dataset, split_task
+from residual.data.dataset import Dataset, load_dataset
 from residual.data.hub.catalogue import catalogue
 from residual.data.miniature.sets import ENTRIES, SIZE
+from residual.data.names import SPLITS, dataset_names, split_task
 from residual.encoders.encoder import Encoder
 from residual.encoders.names import SHIPPED, split_tag
 from residual.extraction import extract, is_extracted

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
 from edition.pages import ParameterError, chapter_defaults, chapter_path, read_profile
-from residual.data.dataset import SPLITS, split_task
-from residual.encoders.names import INSTALL, SHIPPED, check_name, has_shipped_weights
-from residual.extraction import PRECISIONS
+from residual.data.names import SPLITS, split_task
+from residual.encoders.names import INSTALL, PRECISIONS, SHIPPED, check_name, has_shipped_weights
 
 
 def _data_set(value: str) -> str:
@@ -26,6 +24,10 @@ def _distinct(values: list[str]) -> list[str]:
 
 
 def _device(value: str) -> str:
+    if value == "cpu":
+        return value
+    import torch  # takes seconds
+
     device = torch.device(value)  # raises RuntimeError for what is not a device
     if device.type == "cuda":  # counted without opening a context on it: another process may be the one that computes
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -61,7 +63,7 @@ PARAMETERS: dict[str, Any] = {
     "seeds": Annotated[int, Field(ge=1)],  # how many
     "base_tolerance": Annotated[float, Field(gt=0, le=1)],
     "device": Annotated[str, AfterValidator(_device)],
-    "precision": Literal[tuple(PRECISIONS)],
+    "precision": Literal[PRECISIONS],
     "workers": Annotated[int, Field(ge=0)],
     "dictionary": Annotated[str, AfterValidator(_dictionary)],
 }

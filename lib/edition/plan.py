@@ -26,7 +26,7 @@ from residual.data.hub.catalogue import catalogue, local_folder
 from residual.data.miniature.sets import ENTRIES
 from residual.encoders.encoder import load_encoder
 from residual.encoders.names import EMBEDDED, weights_repo
-from residual.extraction import PRECISIONS, SHARD
+from residual.extraction import DTYPES, SHARD
 from residual.store import read_manifest
 from residual.units import trace
 
@@ -90,7 +90,7 @@ def measured_speed(device: str, precision: str = "float32") -> float:
     """Floating-point operations a second of tracing ViT-B/16 on a device, at the batch that the chapters use."""
     encoder = load_encoder("OpenCLIP-B", False, device=device)
     pixels = torch.randn(8 if device == "cpu" else 128, 3, *encoder.tower.image_size)
-    with torch.no_grad(), torch.autocast(encoder.device.type, PRECISIONS[precision], enabled=precision != "float32"):
+    with torch.no_grad(), torch.autocast(encoder.device.type, DTYPES[precision], enabled=precision != "float32"):
         trace(encoder, pixels).output.sum().item()
         start, runs = time.monotonic(), 0
         while runs < 3 or time.monotonic() - start < 1:

@@ -20,7 +20,8 @@ from edition.reproduction import check_base
 from edition.results import published
 from residual import alignment, selection
 from residual.alignment import LinearAligner, ResiDual
-from residual.data.dataset import Dataset, load_dataset, split_task
+from residual.data.dataset import Dataset, load_dataset
+from residual.data.names import split_task
 from residual.encoders.encoder import Encoder
 from residual.files import file_name
 from residual.selection import zero_shot_accuracy

@@ -9,7 +9,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["alignment", "dimension", "extraction", "heads", "pursuit", "selection", "spectrum", "store", "units"],
     submod_attrs={
-        "data.dataset": ["dataset_names", "load_dataset", "task_names"],
+        "data.dataset": ["load_dataset"],
+        "data.names": ["dataset_names", "task_names"],
         "encoders.encoder": ["Encoder", "load_encoder"],
         "encoders.names": ["encoder_names"],
         "encoders.towers": ["UnsupportedArchitectureError"],

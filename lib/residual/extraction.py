@@ -12,19 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from residual.data.dataset import Dataset, load_dataset
 from residual.data.images import EncodedImages
 from residual.encoders.encoder import Encoder
+from residual.encoders.names import PRECISIONS
 from residual.files import file_name, locked, write_bytes, write_tensors
 from residual.spectrum import Moments
 from residual.store import FRAMES, MANIFEST, Manifest, Shard, StoredUnits, StoreError, load_units, read_manifest
 from residual.units import Units, head_frames, trace
 
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers")
-PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 SHARD = 4096  # images a file
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _shard(encoder: Encoder, data: Dataset, rows: range, options: _Options) -> d
             if options.coordinates:
                 parts = units.head_coordinates.movedim(0, -2), units.blocks.movedim(0, -2), units.output
                 for name, part in zip(samples, parts, strict=True):
-                    samples[name].append(part.to(PRECISIONS[options.coordinates]).cpu())
+                    samples[name].append(part.to(DTYPES[options.coordinates]).cpu())
             named = ("heads", units.head_coordinates), ("blocks", units.blocks), ("output", units.output)
             yield {name: Moments.of(part) for name, part in named}
 
@@ -244,7 +244,7 @@ def _traced(encoder: Encoder, data: Dataset, rows: range, options: _Options) -> 
     parts = data.images[rows.start : rows.stop].split(options.batch)
     for pixels in pixel_batches(encoder, parts, options.workers):
         start, stop = stop, stop + len(pixels)
-        with torch.autocast(encoder.device.type, PRECISIONS[options.precision], enabled=half):
+        with torch.autocast(encoder.device.type, DTYPES[options.precision], enabled=half):
             units = trace(encoder, pixels)
         if not all(value.isfinite().all() for value in (units.head_coordinates, units.blocks, units.output)):
             raise ValueError(f"{encoder.name} gives NaN or infinity for images {start} to {stop - 1} of {data.name}")
@@ -257,6 +257,8 @@ def pixels_for(encoder: Encoder, images: Tensor | EncodedImages) -> Tensor:
         return torch.stack([encoder.preprocess(image) for image in images])
     if images.is_floating_point() or tuple(images.shape[2:]) == encoder.tower.image_size:
         return images
+    from torchvision.transforms.functional import to_pil_image  # takes a second to import
+
     return torch.stack([encoder.preprocess(to_pil_image(image)) for image in images])
 
 

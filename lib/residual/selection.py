@@ -32,8 +32,7 @@ def encode_images(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Fl
 @torch.no_grad()
 def encode_texts(encoder: Encoder, texts: Sequence[str], *, batch: int = 256) -> Float[Tensor, "t d"]:
     """Normalised encodings of texts, on the CPU. Raises ValueError for an encoder without a text tower."""
-    parts = [encoder.encode_text(texts[start : start + batch]).cpu() for start in range(0, len(texts), batch)]
-    return F.normalize(torch.cat(parts).float(), dim=1)
+    return F.normalize(encoder.encode_text(texts, batch=batch).cpu().float(), dim=1)
 
 
 @torch.no_grad()

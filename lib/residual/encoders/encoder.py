@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from residual.encoders.names import EMBEDDED, MINI, PAPER, SHIPPED, check_name, open_clip_names, split_tag
 from residual.encoders.towers import Loaded, Tower
 from residual.files import tensor_bytes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +81,22 @@ class Encoder(Loaded):
         with _unrounded_convolutions():
             return self.tower.forward(pixels)
 
-    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:
-        """Text encodings, not normalised. Raises ValueError without a text tower or tokenizer."""
+    def encode_text(self, texts: Sequence[str], *, batch: int = 256) -> Float[Tensor, "t d"]:
+        """Text encodings, not normalised. Texts longer than the text tower reads are cut, with a warning.
+
+        Raises ValueError without a text tower or tokenizer.
+        """
         if self.text is None:
             raise ValueError(
                 f"{self.name} has no text tower or no tokenizer; use a text-aligned encoder such as 'mini-openclip'"
             )
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts must be a non-empty list of strings, not {texts!r}")
-        return self.text(self.model, list(texts))
+        texts = list(texts)
+        if cut := [text for text, long in zip(texts, self.too_long(texts), strict=True) if long]:
+            told = "%s: %d of %d texts have more tokens than it reads, and are cut, such as %r"
+            log.warning(told, self.name, len(cut), len(texts), cut[0][:60])
+        return torch.cat([self.text(self.model, texts[start : start + batch]) for start in range(0, len(texts), batch)])
 
     def check_pixels(self, pixels: Tensor) -> Float[Tensor, "n 3 h w"]:
         """Pixels as the model takes them, or a clear refusal.

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import open_clip
 import open_clip.model as models
@@ -14,28 +15,40 @@ import open_clip.transformer as blocks
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse
+from residual.encoders.weights import (
+    WeightsError,
+    check_files,
+    misfit,
+    shapes_of,
+    unwrapped,
+    warn_of_gelu,
+    weight_files,
+)
 
 MODELS = (models.CLIP, models.CustomTextCLIP, CoCa)
 
 
 def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
     """See `load_encoder`. model_name: one of open_clip's, or "hf-hub:" or "local-dir:" and what has a configuration."""
-    with _quiet(), torch.device("meta"), clear_errors(name):  # without memory or weights: to refuse before any work
+    folder = Path(model_name.removeprefix("local-dir:")) if model_name.startswith("local-dir:") else None
+    with _quiet(), torch.device("meta"), clear_errors(name, folder):  # without memory: to refuse before any work
         probe = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta")
     read_tower(probe, name)
     tag = _checked_tag(name, model_name, pretrained)
-    known = open_clip.get_pretrained_cfg(model_name, tag) if tag else None
-    options = {"quick_gelu": bool(known.get("quick_gelu", False))} if known else {}  # as the weights were trained
-    weights = pretrained is not False
-    with _quiet(), clear_errors(name):
-        options |= {"load_weights": weights, "pretrained_text": False, "require_pretrained": weights}
-        model = open_clip.create_model(model_name, tag, **options)
-        tokenizer = open_clip.get_tokenizer(model_name)
+    local = folder or (Path(tag).parent if tag and Path(tag).is_file() else None)
+    with clear_errors(name, local):
+        model = _model(name, model_name, tag, probe, pretrained=pretrained is not False)
+        with _quiet():
+            tokenizer = open_clip.get_tokenizer(model_name)
     settings = model.visual.preprocess_cfg
     gelu = type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
+    if pretrained is not False and local:
+        remedy = "if so, set quick_gelu in open_clip_config.json" if folder else f"if so, use {model_name}-quickgelu"
+        warn_of_gelu(name, folder or Path(tag), gelu, remedy)
     return Loaded(
         model=model,
         family="CLIP" if tag == "openai" or gelu == "QuickGELU" else "OpenCLIP",
@@ -45,7 +58,52 @@ def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
         text=lambda model, texts: _encode_text(model, tokenizer, texts),
+        too_long=lambda texts: _too_long(tokenizer, texts),
     )
+
+
+def _model(name: str, model_name: str, tag: str | None, probe: nn.Module, *, pretrained: bool) -> nn.Module:
+    """The model. Raises WeightsError where a local folder or file has no weights, or not those of the model."""
+    files = _local_files(model_name, tag) if pretrained else None
+    if files is None:
+        return _create(model_name, tag, pretrained=pretrained)
+    check_files(files, name)
+    weights = unwrapped(files, name)
+    try:
+        if weights is None:
+            return _create(model_name, tag, pretrained=True)
+        model = _create(model_name, None, pretrained=False)
+        with TemporaryDirectory() as folder:  # for open_clip to read them as it reads all others
+            path = f"{folder}/open_clip_model.safetensors"
+            save_file({key: value.contiguous() for key, value in weights.items()}, path)
+            open_clip.load_checkpoint(model, path)
+    except RuntimeError as error:
+        _explain_misfit(name, probe, shapes_of(files), error)
+    return model
+
+
+def _create(model_name: str, tag: str | None, *, pretrained: bool) -> nn.Module:
+    known = open_clip.get_pretrained_cfg(model_name, tag) if tag else None
+    options = {"quick_gelu": bool(known.get("quick_gelu", False))} if known else {}  # as the weights were trained
+    options |= {"load_weights": pretrained, "pretrained_text": False, "require_pretrained": pretrained}
+    with _quiet():
+        return open_clip.create_model(model_name, tag, **options)
+
+
+def _explain_misfit(name: str, probe: nn.Module, theirs: dict[str, torch.Size], error: RuntimeError) -> None:
+    """Raises WeightsError if the weights' names or shapes are not the model's, and the error itself otherwise."""
+    shapes = {key: value.shape for key, value in probe.state_dict().items()}
+    wrong, others = [key for key, shape in shapes.items() if theirs.get(key) != shape], theirs.keys() - shapes.keys()
+    if not (wrong or others):
+        raise error
+    raise WeightsError(misfit(name, f"open_clip's {type(probe).__name__}", len(shapes), wrong, others)) from error
+
+
+def _local_files(model_name: str, tag: str | None) -> list[Path] | None:
+    """The files of weights of a local folder, or the one that is given for a tag; None for those of a hub."""
+    if model_name.startswith("local-dir:"):
+        return weight_files(Path(model_name.removeprefix("local-dir:")))
+    return [Path(tag)] if tag and Path(tag).is_file() else None
 
 
 def _checked_tag(name: str, model_name: str, pretrained: bool | str) -> str | None:
@@ -63,6 +121,13 @@ def _checked_tag(name: str, model_name: str, pretrained: bool | str) -> str | No
 
 def _encode_text(model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> Tensor:
     return model.encode_text(tokenizer(texts).to(model.visual.ln_post.weight.device))
+
+
+def _too_long(tokenizer: Callable[..., Tensor], texts: Sequence[str]) -> list[bool]:
+    """Which texts would fill more than the tokenizer's context: those that leave no padding after it in a wider one."""
+    width = tokenizer.context_length
+    padding = tokenizer([""], context_length=width + 2)[0, -1]
+    return (tokenizer(texts, context_length=width + 2)[:, width:] != padding).any(1).tolist()
 
 
 def read_tower(model: nn.Module, name: str) -> Tower:

