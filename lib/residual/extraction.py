@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import auto, tqdm
 
 from residual.data.dataset import Dataset, load_dataset
 from residual.data.images import EncodedImages
@@ -41,7 +42,7 @@ def extract(
     precision: str = "float32",
     workers: int = 0,
     part: tuple[int, int] | None = None,
-    progress: bool = True,
+    progress: bool | TextIO = True,
 ) -> StoredUnits | None:
     """Stream a data set through an encoder once, and keep what the analysis needs.
 
@@ -177,13 +178,13 @@ class _Progress:
 
 
 def _fill(
-    state: _Progress, encoder: Encoder, data: Dataset, options: _Options, selected: slice, progress: bool
+    state: _Progress, encoder: Encoder, data: Dataset, options: _Options, selected: slice, progress: bool | TextIO
 ) -> None:
     """Extract the shards that are missing, one after another."""
     done, starts = {shard.file for shard in state.manifest.shards}, range(0, len(data), options.shard)
     shards = {f"shard-{i:05d}.safetensors": start for i, start in enumerate(starts)}
     label = f"{encoder.name} on {data.name}/{data.split}"
-    with tqdm(total=len(data), initial=state.manifest.rows, desc=label, unit="image", disable=not progress) as bar:
+    with _bar(progress, total=len(data), initial=state.manifest.rows, desc=label, unit="image") as bar:
         for file, start in list(shards.items())[selected]:
             if file not in done:
                 rows = range(start, min(start + options.shard, len(data)))
@@ -207,6 +208,13 @@ def _shard_that_fits(
         log.warning("out of memory; continuing with batches of %d", options.batch)
         if encoder.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _bar(progress: bool | TextIO, **options: Any) -> tqdm:
+    """A bar where people see it, none, or lines in a file."""
+    if isinstance(progress, bool):
+        return auto.tqdm(disable=not progress, **options)
+    return tqdm(file=progress, mininterval=1, **options)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from residual.data.hub.catalogue import catalogue, readable
+from residual.data.hub.catalogue import catalogue, local_folder, readable
 from residual.data.miniature.entries import entries
 
 SPLITS = ("train", "validation", "test")
@@ -19,6 +19,11 @@ def task_names() -> tuple[str, ...]:
     for name, entry in entries().items():
         names += [name] * (name != "random") + [f"{name}-{task}" for task in entry.get("tasks", ())]
     return tuple(names)
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a data set or task needs no hub: an embedded one, or a local folder."""
+    return name not in catalogue() and (name in (*dataset_names(), *task_names()) or local_folder(name) is not None)
 
 
 def split_task(name: str) -> tuple[str, str]:

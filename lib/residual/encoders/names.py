@@ -97,6 +97,12 @@ def check_name(name: str) -> str:
     )
 
 
+def needs_no_hub(name: str) -> bool:
+    """Whether an encoder is embedded, shipped, random, or in a local folder."""
+    base, tag = split_tag(name)
+    return base in (*EMBEDDED, SHIPPED) or tag == "random" or Path(base).is_dir() or Path(tag or "-").is_file()
+
+
 def weights_repo(name: str) -> str:
     """The hub id of the repository that holds an encoder's weights; empty where it is not on a hub, or not known."""
     base, tag = split_tag(name)
