@@ -1,9 +1,11 @@
-# The run as a graph: units -> chapters -> book. A chapter runs again when its text, its profile, the library, the
-# published numbers or constraints.txt changed. Extractions have checksums of their own.
+# The run as a graph: units -> chapters -> book. A chapter runs again when what its key names has changed (edition/keys):
+# its code and parameters, the modules it reaches, the tables it reads, the versions. The book puts outputs and present
+# prose together. Extractions have checksums of their own.
 import shlex
 import sys
 from pathlib import Path
 
+from edition.keys import write_keys
 from edition.pages import AFTER, ParameterError, chapters, chapters_on_device, find_profile, pages
 
 PYTHON = shlex.quote(sys.executable)
@@ -29,7 +31,7 @@ if UNITS:
 
     by_chapter = jobs_by_chapter(PROFILE_FILE).items()
     JOBS = {chapter: [job.name for job in jobs] for chapter, jobs in by_chapter}
-LIBRARY = sorted(str(p) for p in Path("lib").rglob("*") if p.is_file() and p.suffix != ".pyc" and ".egg-info" not in str(p))
+KEYS = write_keys(PROFILE_FILE)
 
 
 localrules: publish, units, book
@@ -95,11 +97,7 @@ rule chapter:
     input:
         lambda chapter: [f"_build/runs/{PROFILE}/{other}.ipynb" for other in AFTER.get(chapter.chapter, ())],
         lambda chapter: [f"_build/units/jobs/{job}" for job in JOBS.get(chapter.chapter, ())],
-        text="book/{chapter}.md",
-        profile=str(PROFILE_FILE),
-        library=LIBRARY,
-        published=sorted(str(p) for p in Path("book").rglob("*.csv")),
-        installed="constraints.txt",
+        key=lambda chapter: KEYS[chapter.chapter],
     output:
         f"_build/runs/{PROFILE}/{{chapter}}.ipynb",
     log:
@@ -112,10 +110,11 @@ rule chapter:
     params:
         device=lambda chapter: f"-p device {DEVICE}" if DEVICE and chapter.chapter in ON_DEVICE else "",
         cells=f"{LOGS}/{{chapter}}.cells",
+        profile=shlex.quote(str(PROFILE_FILE)),
     shell:
         """
         rm -f {output}.failed
-        OMP_NUM_THREADS={threads} {PYTHON} -m edition.run {input.text} --profile {input.profile:q} --out {output} \
+        OMP_NUM_THREADS={threads} {PYTHON} -m edition.run {wildcards.chapter} --profile {params.profile} --out {output} \
             --cells {params.cells} {params.device} > {log} 2>&1 || {{ test -f {output} && touch {output}.failed; }}
         """
 
@@ -133,6 +132,7 @@ ruleorder: long_chapter > chapter
 rule book:
     input:
         chapters=expand(f"_build/runs/{PROFILE}/{{chapter}}.ipynb", chapter=CHAPTERS),
+        texts=expand("book/{chapter}.md", chapter=CHAPTERS),
         plain=expand("book/{page}.md", page=PLAIN),
         references="book/references.bib",
         config="_config.yml",
@@ -146,12 +146,14 @@ rule book:
     params:
         site=f"_build/site/{PROFILE}",
         runs=f"_build/runs/{PROFILE}",
+        pairs=" ".join(f"book/{c}.md _build/runs/{PROFILE}/{c}.ipynb" for c in CHAPTERS),
     # Warnings are errors, except those of a chapter that failed: then its error must be readable.
     shell:
         """
         strict=$(compgen -G '{params.runs}/*.failed' > /dev/null || echo '-n -W --keep-going')
         rm -rf {params.site} && mkdir -p {params.site}
-        cp {input} {params.site}
+        cp {input.plain} {input.references} {input.config} {input.toc} {input.style} {input.slurm} {params.site}
+        {PYTHON} -m edition.assemble {params.pairs} {params.site}
         mkdir {params.site}/_static && mv {params.site}/custom.css {params.site}/_static
         {JUPYTER_BOOK} build $strict --quiet {params.site} > {log} 2>&1
         if test -d _build/results/{PROFILE}/explorer; then cp -r _build/results/{PROFILE}/explorer {params.site}/_build/html; fi

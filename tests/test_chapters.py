@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from edition.claims import claims
 from edition.inputs import task_parts
 from edition.pages import ParameterError, chapter_defaults, chapter_path, chapters, project_root
 from edition.parameters import PARAMETERS, check_parameters
-from edition.results import load_results
+from edition.results import find_result
 from edition.run import main
 from edition.tasks import load_adapters
 
@@ -36,7 +35,9 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
     pairs = [word for name, value in zip(given[::2], given[1::2], strict=True) for word in ("-p", name, value)]
     encoders = f"['{tmp_path / 'dino v2'}@random', mini-openclip]"
     assert main([str(ROOT / "book/dimension.md"), *pairs, "-p", "encoders", encoders, "--out", str(out)]) == 0
-    assert json.loads(capsys.readouterr().out)["parameters"]["seed"] == 3
+    told = capsys.readouterr().out
+    assert f"notebook  {out}\npage      {tmp_path}/html/out.html" in told
+    assert "Residual dimensionality" in (tmp_path / "html/out.html").read_text()
     notebook = jupytext.read(out)
     assert not [o for cell in notebook.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
     table = pd.read_csv(ROOT / "_build/results/test/intrinsic_dimension.csv")
@@ -63,7 +64,7 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
     ],
 )
 def test_bad_parameters_stop_a_chapter_before_any_work(arguments, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("edition.run.papermill.execute_notebook", None)
+    monkeypatch.setattr("edition.execute.execute_chapter", None)
     out = tmp_path / "out.ipynb"
     assert main([str(ROOT / "book/dimension.md"), *arguments, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
@@ -100,12 +101,8 @@ def test_a_pair_to_fine_tune_must_be_of_the_run(tmp_path):
 def test_an_empty_value_is_an_empty_text(monkeypatch):
     given = {}
 
-    def run_chapter(chapter, out, parameters):
-        """What --help says."""
-        given.update(parameters)
-
-    monkeypatch.setattr("edition.run.run_chapter", run_chapter)
-    assert main(["book/semantics.md", "-p", "dictionary", "", "-p", "images", "300"]) == 0
+    monkeypatch.setattr("edition.execute.execute_chapter", lambda source, out, values, cells: given.update(values))
+    assert main(["semantics", "-p", "dictionary", "", "-p", "images", "300", "--cells", "none"]) == 0
     assert given == {"dictionary": "", "images": 300}
     check_parameters(**given)
 
@@ -134,7 +131,7 @@ def test_the_reference_set_may_be_a_task_too():
 
 def test_a_chapter_that_needs_anothers_trainings_says_so():
     run = Chapter("learned", chapter_defaults(chapter_path("learned")) | {"profile": "none"})
-    with pytest.raises(ValueError, match="run the chapter alignment with the same parameters first"):
+    with pytest.raises(FileNotFoundError, match="run the chapter alignment with the same profile first"):
         load_adapters(run)
 
 
@@ -147,7 +144,7 @@ def test_names_that_repeat_and_classes_without_images_are_refused():
 
 def test_results_of_a_chapter_that_was_not_run_say_which_to_run():
     with pytest.raises(FileNotFoundError, match="run the chapter similarity with the same profile first"):
-        load_results("none", "claims_similarity", chapter="similarity")
+        find_result("none", "none", "claims_similarity.csv", chapter="similarity")
 
 
 def test_every_claim_points_to_a_figure_and_is_checked_in_its_chapter():
@@ -166,7 +163,7 @@ def code_cells(path):
 def test_chapters_start_with_their_parameters_and_profiles_give_no_others(path):
     parameters, setup, *cells = code_cells(path)
     assert {"parameters", "hide-input"} <= set(parameters.metadata["tags"])
-    names = re.findall(r"^(\w+) = ", parameters.source, re.M)
+    names = re.findall(r"^(\w+): ", parameters.source, re.M)
     assert set(names) <= set(PARAMETERS)
     assert len(names) <= 15
     assert f'run = Chapter("{path.stem}", globals())' in setup.source

@@ -84,8 +84,10 @@ def find_profile(given: str | Path) -> Path:
     folder = project_root() / "profiles"
     path = Path(given).expanduser()
     path = path if path.suffix in (".yml", ".yaml") else folder / f"{given}.yml"
-    if path.is_file():
+    if path.is_file() and (path.absolute().parent == folder or not (folder / path.name).exists()):
         return path.absolute()
+    if path.is_file():
+        raise ParameterError(f"{path} has the name of a profile of the project, {folder / path.name}; rename it")
     names = ", ".join(sorted(file.stem for file in folder.glob("*.yml")))
     raise ParameterError(f"there is no profile {given} ({path}); give one of {names}, or the path of a YAML file")
 
@@ -110,15 +112,14 @@ def read_profile(path: Path, chapter: str) -> dict[str, Any]:
 def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
     """The folder of a run's results: its profile's name, and what differs from the profile, as "mini--images-500".
 
-    So a rerun never changes what the book reads.
+    So a rerun never changes what the book reads. A name that is no profile's stands for itself.
     """
     profile = parameters["profile"]
     file = Path(os.environ.get(PROFILE) or project_root() / f"profiles/{profile}.yml")
-    usual = chapter_defaults(chapter)
-    usual |= read_profile(file, chapter.stem) if file.is_file() and file.stem == profile else {}
-    changed = {k: v for k, v in parameters.items() if k not in (*HOW, "profile") and v != usual.get(k)}
-    if not changed:
+    if not file.is_file() or file.stem != profile:
         return profile
+    usual = chapter_defaults(chapter) | read_profile(file, chapter.stem)
+    changed = {k: v for k, v in parameters.items() if k not in (*HOW, "profile") and v != usual.get(k)}
     whole = "--".join((profile, *(f"{name}-{_words(value)}" for name, value in changed.items())))
     name = re.sub(r"[^\w.+-]", "_", whole)
     if len(name) <= LONGEST and name == whole:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import functools
 import hashlib
@@ -22,6 +21,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from residual.code import without_docstrings
 
 UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -138,11 +139,7 @@ def cache_key(*facts: object) -> str:
 @functools.cache
 def code_key(*code: ModuleType | Callable[..., Any]) -> str:
     """A cache key of modules, classes and functions that changes with what they do, not with docstrings or comments."""
-    trees = [ast.parse(textwrap.dedent(inspect.getsource(part))) for part in code]
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            del node.body[0]
-    return cache_key(*map(ast.dump, trees))
+    return cache_key(*(without_docstrings(textwrap.dedent(inspect.getsource(part))) for part in code))
 
 
 @contextmanager
