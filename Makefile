@@ -41,10 +41,11 @@ units: $(VENV)/.installed  ## extract everything that a profile reads, as jobs (
 test: $(VENV)/.installed check  ## the tests
 	$(BIN)/pytest $(ARGS)
 
-check: $(VENV)/.installed  ## style, the rooms' imports, and dependencies, without changing anything
+check: $(VENV)/.installed  ## style, the rooms' imports, dependencies, and pages' references, without changing anything
 	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	$(BIN)/lint-imports
 	$(BIN)/deptry lib
+	$(BIN)/python -m edition.check
 
 lint: $(VENV)/.installed  ## format the code, then check it
 	$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .

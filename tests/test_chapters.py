@@ -12,13 +12,12 @@ from pathlib import Path
 import jupytext
 import pandas as pd
 import pytest
-import yaml
 
 from conftest import write_config
 from edition.chapter import Chapter
 from edition.claims import claims
 from edition.inputs import task_parts
-from edition.pages import ParameterError, chapter_defaults, chapter_path, chapters, project_root
+from edition.pages import ParameterError, chapter_defaults, chapter_path, chapters, project_root, read_profile
 from edition.parameters import PARAMETERS, check_parameters
 from edition.results import find_result
 from edition.run import main
@@ -170,7 +169,7 @@ def test_chapters_start_with_their_parameters_and_profiles_give_no_others(path):
     assigned = {name for cell in cells for name in assigned_names(ast.parse(cell.source))}
     assert not assigned & set(PARAMETERS), "a name of a parameter is used for something else"
     for profile in (ROOT / "profiles").glob("*.yml"):
-        given = yaml.safe_load(profile.read_text())[path.stem]
+        given = read_profile(profile, path.stem)
         assert set(given) <= set(names)
         check_parameters(**given)
 

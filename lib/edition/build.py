@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 from edition.display import Display, tail
 from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
@@ -22,7 +24,8 @@ PATIENCE = 30  # seconds in which jobs may end by themselves after Ctrl-C
 
 def check_profile(profile: Path) -> None:
     """Raises ParameterError, before any job, for wrong parameters of chapters, and for what cannot be had offline."""
-    wrong, wanted = [], {}
+    unknown = sorted(set(yaml.safe_load(profile.read_text()) or ()) - set(chapters()))
+    wrong, wanted = [f"there are no chapters {unknown}"] if unknown else [], {}
     for chapter in chapters():
         try:
             wanted |= dict.fromkeys(_names(chapter_parameters(chapter, profile)))

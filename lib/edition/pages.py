@@ -101,6 +101,7 @@ def read_profile(path: Path, chapter: str) -> dict[str, Any]:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path} is not a profile: {error}") from error
+    profile = {} if profile is None else profile  # a file of comments
     values = (profile.get(chapter) or {}) if isinstance(profile, dict) else None
     if not isinstance(values, dict):
         raise ParameterError(f"{path} is not a profile: it must map chapters to parameters")

@@ -1,0 +1,124 @@
+"""Checks the pages of the book without running them: `python -m edition.check`. Each fault with its file and line."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from edition.pages import chapter_defaults, chapter_path, chapters, pages, project_root
+
+Fault = tuple[Path, int, str]
+ROLE = re.compile(r"\{(?P<role>doc|numref|ref|eq|cite(?::\w+)?|glue:text)\}`(?P<target>[^`]+)`")
+LABELS = re.compile(r"^\s*(?:name|:name|:label): *(\S+)|^\((\S+)\)=|^\$\$ *\((\S+)\)", re.MULTILINE)
+
+
+def faults() -> Iterator[Fault]:
+    """Unknown targets of references, citations and values, labels that repeat, and what a new page still needs."""
+    root = project_root()
+    texts = {path: _body(path.read_text()) for path in sorted((root / "book").glob("*.md"))}
+    labels: dict[str, Path] = {}
+    for path, text in texts.items():
+        for match in LABELS.finditer(text):
+            label = next(filter(None, match.groups()))
+            if label in labels:
+                yield path, _line(text, match.start()), f"the label {label!r} is in {labels[label].name} already"
+            labels[label] = path
+    keys = set(re.findall(r"^@\w+\{([^,]+),", (root / "book/references.bib").read_text(), re.MULTILINE))
+    for path, text in texts.items():
+        yield from _references(path, text, set(labels), keys, {other.stem for other in texts})
+        yield from _cells(path, text)
+    yield from _pages(root, texts)
+
+
+def _body(text: str) -> str:
+    """A text with its header emptied, so that lines keep their numbers."""
+    header = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
+    return "\n" * header[0].count("\n") + text[header.end() :] if header else text
+
+
+def _references(path: Path, text: str, labels: set[str], keys: set[str], names: set[str]) -> Iterator[Fault]:
+    values = _glued(text)
+    for match in ROLE.finditer(text):
+        role, target = match["role"].partition(":")[0], re.sub(r".*<(.+)>$", r"\1", match["target"])
+        if role == "glue":
+            wrong = [] if values is None or target.partition(":")[0] in values else [target]
+            missing = "no cell glues the value"
+        elif role == "cite":
+            wrong, missing = [key for key in re.split(r", *", target) if key not in keys], "references.bib lacks"
+        elif role == "doc":
+            wrong, missing = [target] * (target not in names), "there is no page"
+        else:
+            wrong, missing = [target] * (target not in labels), "no figure, table or equation has the label"
+        for name in wrong:
+            yield path, _line(text, match.start()), f"{missing} {name!r}"
+
+
+def _glued(text: str) -> set[str] | None:
+    """The names that cells glue; None where they are not all written out."""
+    names: set[str] = set()
+    for source, _ in _code(text):
+        for call in (node for node in ast.walk(_parsed(source)) if isinstance(node, ast.Call)):
+            if getattr(call.func, "attr", getattr(call.func, "id", "")) == "glue":
+                if any(keyword.arg is None for keyword in call.keywords):
+                    return None
+                names |= {keyword.arg for keyword in call.keywords}
+                names |= {a.value for a in call.args if isinstance(a, ast.Constant)}
+    return names
+
+
+def _code(text: str) -> Iterator[tuple[str, int]]:
+    """The sources of code cells, without their options, and the lines on which they start."""
+    for match in re.finditer(r"^```\{code-cell\}[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        source = re.sub(r"\A(---\n.*?^---\n|(:[^\n]*\n)+)", "", match[1], flags=re.MULTILINE | re.DOTALL)
+        yield source, _line(text, match.end(1) - len(source))
+
+
+def _parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SyntaxError:  # told by `_cells`
+        return ast.Module([], [])
+
+
+def _cells(path: Path, text: str) -> Iterator[Fault]:
+    for source, line in _code(text):
+        try:
+            ast.parse(source)
+        except SyntaxError as error:
+            yield path, line + (error.lineno or 1) - 1, f"this is not Python: {error.msg}"
+
+
+def _pages(root: Path, texts: dict[Path, str]) -> Iterator[Fault]:
+    """What a page needs beside its text."""
+    toc, intro, slurm = root / "_toc.yml", root / "book/intro.md", root / "profiles/slurm/config.yaml"
+    listed = [yaml.safe_load(toc.read_text())["root"], *pages()]
+    names = {path.stem for path in texts}
+    yield from ((toc, 1, f"there is no book/{name}.md") for name in listed if name not in names)
+    yield from ((path, 1, "it is not in _toc.yml") for path in texts if path.stem not in listed)
+    for name in (name for name in chapters() if chapter_path(name).is_file()):
+        if f"{{doc}}`{name}`" not in texts[intro]:
+            yield intro, 1, f"its table lacks the chapter {name}"
+        if "device" not in chapter_defaults(chapter_path(name)) and f"'{name}'" not in slurm.read_text():
+            yield slurm, 1, f"the chapter {name}, which has no device, is not among those for CPU nodes"
+        if f'Chapter("{name}", globals())' not in texts[chapter_path(name)]:
+            yield chapter_path(name), 1, f'no cell calls run = Chapter("{name}", globals())'
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+def main() -> int:
+    found = list(faults())
+    for path, line, told in found:
+        print(f"{path.relative_to(project_root())}:{line}: {told}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
