@@ -25,14 +25,16 @@ PATIENCE = 30  # seconds in which jobs may end by themselves after Ctrl-C
 def check_profile(profile: Path) -> None:
     """Raises ParameterError, before any job, for wrong parameters of chapters, and for what cannot be had offline."""
     unknown = sorted(set(yaml.safe_load(profile.read_text()) or ()) - set(chapters()))
-    wrong, wanted = [f"there are no chapters {unknown}"] if unknown else [], {}
+    wrong: dict[str, list[str]] = {f"there are no chapters {unknown}": ["the file"]} if unknown else {}
+    wanted: dict[tuple[str, str], None] = {}
     for chapter in chapters():
         try:
             wanted |= dict.fromkeys(_names(chapter_parameters(chapter, profile)))
         except ParameterError as error:
-            wrong.append(f"{chapter}: {error}")
+            wrong.setdefault(str(error), []).append(chapter)
     if wrong:
-        raise ParameterError(f"{profile} has wrong parameters:\n" + "\n".join(wrong))
+        lines = (f"{', '.join(names)}: {message}" for message, names in wrong.items())
+        raise ParameterError(f"{profile} has wrong parameters:\n" + "\n".join(lines))
     if missing := _out_of_reach(list(wanted)):
         from residual.network import no_network
 

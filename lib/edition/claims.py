@@ -14,6 +14,8 @@ from pandas.io.formats.style import Styler
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import spearmanr
 
+from edition.tables import styled
+
 SUPPORTED, INCONCLUSIVE, NOT_SUPPORTED = "supported", "inconclusive", "not supported"
 Verdict = Literal["supported", "inconclusive", "not supported"]
 Interval = tuple[float, float]  # of 95 %
@@ -67,7 +69,7 @@ def claim_table(rows: pd.DataFrame) -> Styler:
         "95 %": [f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "" for low, high in bounds],
         "verdict": rows["verdict"],
     })  # fmt: skip
-    return shown.style.hide(axis="index").set_properties(**{"white-space": "normal"})
+    return styled(shown, index=False, wrap=True)
 
 
 def verdict_grid(rows: pd.DataFrame) -> Styler:
@@ -79,7 +81,7 @@ def verdict_grid(rows: pd.DataFrame) -> Styler:
     )
     grid.index = [f"{claims()[claim].section}: {claims()[claim].claim}" for claim in grid.index]
     colours = {"yes": "#cfe3f3", "?": "#eeeeee", "no": "#f6dfc4", "": "none"}
-    shown = grid.rename_axis(columns=None).fillna("").style
+    shown = styled(grid.rename_axis(columns=None).fillna(""))
     return shown.map(lambda cell: f"background: {colours[cell.partition(' ')[0]]}; color: black")
 
 

@@ -23,6 +23,7 @@ from edition.pages import DOING, project_root
 from residual.files import locked, write_bytes
 
 MEMORY = "probably out of memory"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 CELLS = "{n_fmt} of {total_fmt}\n"  # a line of the file of progress
 
 
@@ -74,7 +75,7 @@ def execute_chapter(source: Path, out: Path, parameters: dict[str, Any], *, cell
             _write_death(out)
             raise ChapterError(f"{source}: {error}, {MEMORY}") from error
         finally:
-            _fold_injected(out)
+            _tidy(out)
     _write_cost(out, len(notebook.cells), time.monotonic() - started)
 
 
@@ -86,14 +87,21 @@ def _write_cost(out: Path, cells: int, seconds: float) -> None:
     write_bytes(out.with_suffix(".cost.json"), json.dumps(cost | {"cells": cells}).encode())
 
 
-def _fold_injected(out: Path) -> None:
-    """Fold the cell of parameters that papermill adds, like the one it stands for."""
-    if out.is_file():
-        notebook = nbformat.read(out, as_version=4)
-        for cell in notebook.cells:
-            if "injected-parameters" in cell.metadata.get("tags", ()):
-                cell.metadata["tags"].append("hide-input")
-        nbformat.write(notebook, out)
+def _tidy(out: Path) -> None:
+    """Fold the cell of parameters that papermill adds, like the one it stands for, and remove progress bars.
+
+    Bars are widgets, for which a page would ask another host for scripts.
+    """
+    if not out.is_file():
+        return
+    notebook = nbformat.read(out, as_version=4)
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", ()):
+            cell.metadata["tags"].append("hide-input")
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", ())]
+    notebook.metadata.pop("widgets", None)
+    nbformat.write(notebook, out)
 
 
 def _write_death(out: Path) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
+from edition.tables import styled
 from residual.data.hub.catalogue import catalogue
 
 # How much a cell may differ, absolute and relative, in addition to two standard errors of ours. The paper rounds to two
@@ -93,7 +94,7 @@ def beside(cells: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> 
         for ours, difference, verdict in cells[["ours", "difference", "verdict"]].itertuples(index=False)
     ]
     wide = cells.assign(shown=shown).pivot(index=list(rows), columns=list(columns), values="shown").fillna("")
-    return wide.style.map(lambda text: "font-weight: bold" if text.endswith("x") else "")
+    return styled(wide).map(lambda text: "font-weight: bold" if text.endswith("x") else "")
 
 
 def tally(cells: pd.DataFrame) -> str:

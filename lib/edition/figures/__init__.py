@@ -1,5 +1,7 @@
 """Every plot of the book. Each returns the matplotlib axes it drew."""
 
+import matplotlib.pyplot as plt
+
 from edition.figures.accuracy import accuracy_dots, by_share, frontier, radar, training_curves
 from edition.figures.dimension import dimension_curves, dimension_heatmaps
 from edition.figures.heads import (
@@ -13,6 +15,8 @@ from edition.figures.heads import (
     unit_norms,
 )  # fmt: skip
 from edition.figures.pictures import captioned, dataset_sheet, residual_block
+
+plt.rcParams["text.parse_math"] = False  # a dollar in the name of a folder or a class is a dollar
 
 __all__ = [
     "accuracy_dots", "agreement_grids", "by_share", "captioned", "chosen_rows", "correlations", "dataset_sheet",

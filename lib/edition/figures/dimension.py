@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-COLUMNS = {"linear_id": "L", "twonn_id": "N", "ratio": "Ratio", "evr1": "EVR$_1$"}
+COLUMNS = {"linear_id": "L", "twonn_id": "N", "ratio": "Ratio", "evr1": "EVR\u2081"}
 DECIMALS = {"linear_id": 1, "twonn_id": 1, "ratio": 2, "evr1": 2}
 
 
@@ -52,7 +52,7 @@ def dimension_curves(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[Axes]:
                     margin = 2 * rows[f"{column}_se"].fillna(0)
                     band = rows[column] - margin, rows[column] + margin
                     ax.fill_between(depth, *band, color=style["color"], alpha=0.2, lw=0)
-    for ax, name in zip(axes.flat, ("L (PCA, 99 %)", "N (TwoNN)", "Ratio L/N", "EVR$_1$"), strict=True):
+    for ax, name in zip(axes.flat, ("L (PCA, 99 %)", "N (TwoNN)", "Ratio L/N", "EVR\u2081"), strict=True):
         ax.set(xlabel="relative depth", title=name)
         ax.set_ylim(bottom=0)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

@@ -33,8 +33,8 @@ def residual_block() -> Axes:
         ax.annotate("", (end, 1.35), (end, 4.5), arrowprops=arrow)
         ax.text(end, 1, "+", ha="center", va="center", fontsize=13, bbox={"boxstyle": "circle", "fc": "white"})
         unit = "$\\sum_h H_{l,h}$" if name != "MLP" else "$M_l$"
-        ax.text(end - 0.2, 2.6, unit, ha="right", va="center", fontsize=12)
-    ax.text(9.2, 5.75, "block $l$, repeated $L$ times", ha="center", va="center")
+        ax.text(end - 0.2, 2.6, unit, ha="right", va="center", fontsize=12, parse_math=True)
+    ax.text(9.2, 5.75, "block $l$, repeated $L$ times", ha="center", va="center", parse_math=True)
     return ax
 
 
