@@ -115,7 +115,7 @@ rule chapter:
         """
         rm -f {output}.failed
         OMP_NUM_THREADS={threads} {PYTHON} -m edition.run {wildcards.chapter} --profile {params.profile} --out {output} \
-            --cells {params.cells} {params.device} > {log} 2>&1 || {{ test -f {output} && touch {output}.failed; }}
+            --cells {params.cells} {params.device} > {log} 2>&1 || {{ test $? = 1 && test -f {output} && touch {output}.failed; }}
         """
 
 
@@ -153,8 +153,8 @@ rule book:
         strict=$(compgen -G '{params.runs}/*.failed' > /dev/null || echo '-n -W --keep-going')
         rm -rf {params.site} && mkdir -p {params.site}
         cp {input.plain} {input.references} {input.config} {input.toc} {input.style} {input.slurm} {params.site}
-        {PYTHON} -m edition.assemble {params.pairs} {params.site}
+        {PYTHON} -m edition.assemble {params.pairs} {params.site} > {log} 2>&1
         mkdir {params.site}/_static && mv {params.site}/custom.css {params.site}/_static
-        {JUPYTER_BOOK} build $strict --quiet {params.site} > {log} 2>&1
+        {JUPYTER_BOOK} build $strict --quiet {params.site} >> {log} 2>&1
         if test -d _build/results/{PROFILE}/explorer; then cp -r _build/results/{PROFILE}/explorer {params.site}/_build/html; fi
         """

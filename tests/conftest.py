@@ -139,7 +139,7 @@ def copy_project(folder: Path) -> Path:
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project with a small profile, "few"."""
-    folder = copy_project(tmp_path / "le projet")
+    folder = copy_project(tmp_path / "le projet à moi")
     (folder / "profiles/few.yml").write_text(FEW)
     return folder
 

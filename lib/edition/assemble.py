@@ -12,7 +12,10 @@ from nbformat import NotebookNode
 
 def assembled(text: Path, executed: Path) -> NotebookNode:
     """A chapter as its text is now, with the outputs of its run; the run itself where the code has changed since."""
-    page, run = jupytext.read(text), nbformat.read(executed, as_version=4)
+    try:
+        page, run = jupytext.read(text), nbformat.read(executed, as_version=4)
+    except (nbformat.reader.NotJSONError, UnicodeDecodeError) as error:
+        raise ValueError(f"{executed} is damaged; delete it, and its chapter runs again") from error
     outputs = [cell for cell in run.cells if cell.cell_type == "code"]
     injected = [cell for cell in outputs if "injected-parameters" in cell.metadata.get("tags", ())]
     outputs = [cell for cell in outputs if cell not in injected]
@@ -37,4 +40,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")

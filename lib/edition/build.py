@@ -73,7 +73,7 @@ def _command(args: argparse.Namespace, profile: Path, more: list[str], *, dry: b
     command = [sys.executable, "-m", "snakemake", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
     if not dry:  # a lock that ends with its process, in place of Snakemake's, which a killed run would leave behind
         alone = Path(__file__).with_name("alone.py")
-        command = [sys.executable, str(alone), str(root / "_build/.lock"), *command, "--quiet", "rules"]
+        command = [sys.executable, str(alone), str(root / "_build/.lock"), *command]
     command += ["units"] if args.units else []
     command += [] if "--profile" in more else ["--cores", str(args.cores or "all")]
     command += ["--resources", f"gpu={args.gpus}", "--config", f"profile={profile}"]
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return build(args, more)
-    except ParameterError as error:
+    except (ParameterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -105,7 +105,7 @@ class Chapter:
 
     def load(self, name: str, chapter: str) -> pd.DataFrame:
         """A table that another chapter saved. Raises FileNotFoundError that names the chapter to run."""
-        return pd.read_csv(self.find(f"{name}.csv", chapter))
+        return results.read_table(self.find(f"{name}.csv", chapter), chapter=chapter)
 
     def find(self, file: str, chapter: str) -> Path:
         """A file that another chapter saved, with the same parameters or with the profile's."""

@@ -99,7 +99,10 @@ def tail(path: Path, lines: int = 6) -> str:
         return "there is no log"
     told = [line for line in text.splitlines() if line.strip()]
     errors = [number for number, line in enumerate(told) if line.startswith("error:")]
-    return "\n".join(told[errors[-1] :][:lines] if errors else told[-lines:])
+    if errors:
+        return "\n".join(told[errors[-1] :][:lines])
+    warned = [line for line in told if re.search(r"\b(WARNING|ERROR)\b", line)]  # of the book's pages
+    return re.sub(r"\x1b\[[\d;]*m", "", "\n".join((warned or told)[-lines:]))
 
 
 def _written(path: Path) -> float:

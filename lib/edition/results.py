@@ -56,13 +56,27 @@ def find_result(run: str, profile: str, file: str, *, chapter: str) -> Path:
     return path
 
 
+def read_table(path: Path, *, chapter: str) -> pd.DataFrame:
+    """A table of a run. Raises ValueError that names the chapter to run again where the file is damaged."""
+    try:
+        return pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run the chapter {chapter} again") from error
+
+
+def _commit() -> str:
+    """The commit of the project; "" without git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
 def run_card(seconds: float, facts: dict[str, Any]) -> pd.DataFrame:
     """What a reader needs to repeat a run: parameters, commit, versions, machine, seconds."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=project_root(), capture_output=True, text=True, check=False
-    )
     rows = {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
-    rows["commit"] = commit.stdout.strip() or "not a git checkout"
+    rows["commit"] = _commit() or "not a git checkout"
     rows["Python"] = platform.python_version()
     rows |= {library: version(library) for library in LIBRARIES}
     rows["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"

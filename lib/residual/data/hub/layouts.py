@@ -35,6 +35,7 @@ CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 TEMPLATE = "a photo of a {}."  # where a set has none
 ENDINGS = tuple(ImageFolder.EXTENSIONS)
 NO_LINKS = "is a symbolic link to a folder, which is not followed; copy the folder, or give the one that it points to"
+PICKLE = "a pickle, which could run a program when it is read, and is never opened"
 SYNSET = re.compile(r"n\d{8}")  # WordNet's numbers, by which ImageNet's folders and lists of names are sorted
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ def data_files(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
         return None
     near = [path for depth in ("*", "*/*") for path in sorted(folder.glob(depth)) if _visible(path.relative_to(folder))]
     _check_one_kind(folder, near)
+    pickles = [path for path in near if path.suffix.lower() in (".pkl", ".pickle", ".pk", ".joblib")]
+    for path in pickles:
+        log.warning("%s: left out %s, %s", folder.name, path.relative_to(folder), PICKLE)
     if tars := [path for path in near if path.name.lower().endswith(TARS) and path.is_file()]:
         return "webdataset", _by_split({escape(str(path)): path.relative_to(folder).parts for path in tars}, folder)
     if any(path.name.endswith(TABLES) and not path.name.startswith("metadata.") for path in near):
@@ -61,6 +65,8 @@ def data_files(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
     patterns = {f"{escape(str(path))}/{depth}": (path.name,) for path in splits if (depth := _image_pattern(path))}
     if not patterns:  # classes, or images with a table of their labels, without splits
         depth = _image_pattern(folder)
+        if not depth and pickles:
+            raise ValueError(f"{folder.name} holds {pickles[0].name}, {PICKLE}; give images, tars, parquet or CSV")
         return ("imagefolder", {"train": [f"{escape(str(folder))}/{depth}"]}) if depth else None
     folders = {path.name for path in near if path.parent == folder and path.is_dir()}
     if ignored := sorted(folders - {split for (split,) in patterns.values()}):
