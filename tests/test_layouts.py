@@ -427,3 +427,21 @@ def test_few_images_of_a_drawn_set_are_few(tmp_path):
     assert len(load_dataset("digits", "test", count=20)) == 20
     with pytest.raises(ValueError, match="count = 0: at least 16 images of shapes"):
         load_dataset("shapes", "test", count=0)
+
+
+def test_one_table_for_several_splits_is_refused(tmp_path):
+    folders(("train", "test"))(tmp_path / "set")
+    (tmp_path / "set/metadata.csv").write_text("file_name,label\ntrain/red/train_0.png,red\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv lies beside the folders of the splits \(test, train\)"):
+        load_dataset(tmp_path / "set")
+
+
+def test_pickles_are_named_and_never_opened(tmp_path, caplog):
+    folders(("train", "test"))(tmp_path / "set")
+    for folder in (tmp_path / "set", tmp_path / "only"):
+        folder.mkdir(exist_ok=True)
+        (folder / "labels.pkl").write_bytes(b"cos\nsystem\n(S'touch attacked'\ntR.")
+    assert len(load_dataset(tmp_path / "set")) > 0
+    assert "set: left out labels.pkl, a pickle, which could run a program" in caplog.text
+    with pytest.raises(ValueError, match=r"only holds labels\.pkl, a pickle, .* give images, tars, parquet or CSV"):
+        load_dataset(tmp_path / "only")

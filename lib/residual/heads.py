@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from residual import dimension, spectrum, store
 from residual.data.dataset import Factor
-from residual.dimension import pca_dimension, subsampling_error, two_nn
+from residual.dimension import FEWEST, pca_dimension, subsampling_error, two_nn
 from residual.files import cache_key, code_key, read_state, write_state
 from residual.pursuit import (
     Pursuit,
@@ -26,7 +26,7 @@ from residual.pursuit import (
     textspan_from_moments,
 )  # fmt: skip
 from residual.spectrum import isometry
-from residual.store import StoredUnits
+from residual.store import Manifest, StoredUnits
 
 BINS = 8  # of equal count, for a factor that is a measure
 PLACES = 4  # a side, for a position
@@ -41,8 +41,9 @@ def head_dimensions(
 
     `twonn_id_error` is N's standard error from random quarters of the images. device: where neighbours are found.
     Finished layers are cached in the units' folder.
-    Raises StoreError if the extraction kept no coordinates.
+    Raises StoreError if the extraction kept no coordinates, and ValueError for too few distinct images.
     """
+    _check_count(units.manifest)
     spectra = units.head_pca()
     evr = spectra.explained_variance_ratio
     code = code_key(spectrum, dimension, store, head_dimensions)
@@ -66,6 +67,16 @@ def head_dimensions(
                 log.warning("cannot save dimensions; they will be computed again next time: %s", reason)
     names = ["layer", "head", "linear_id", "twonn_id", "ratio", "evr1", "twonn_id_error"]
     return pd.DataFrame(rows, columns=names)
+
+
+def _check_count(manifest: Manifest) -> None:
+    """Raises ValueError where quarters of the images would be too few for TwoNN."""
+    if manifest.count < 4 * FEWEST:
+        raise ValueError(
+            f"{manifest.dataset}/{manifest.split} has {manifest.count} images, and the dimensions need at least "
+            f"{4 * FEWEST}: N's standard error comes from random quarters of the images, and TwoNN takes {FEWEST} "
+            "distinct rows. Take more images, or another split"
+        )
 
 
 def layer_means(heads: pd.DataFrame) -> pd.DataFrame:

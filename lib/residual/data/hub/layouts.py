@@ -62,6 +62,11 @@ def data_files(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
     linked = [path.name for path in near if path.parent == folder and path.is_dir() and path.is_symlink()]
     if linked:
         raise ValueError(f"{folder.name}: {linked[0]} {NO_LINKS}")
+    if len(splits) > 1 and (table := next((p for p in near if p.parent == folder and _metadata(p)), None)):
+        raise ValueError(
+            f"{folder.name}: {table.name} lies beside the folders of the splits ({', '.join(p.name for p in splits)}), "
+            "and `datasets` would give each split the images of all; put into each folder a table of its own images"
+        )
     patterns = {f"{escape(str(path))}/{depth}": (path.name,) for path in splits if (depth := _image_pattern(path))}
     if not patterns:  # classes, or images with a table of their labels, without splits
         depth = _image_pattern(folder)
