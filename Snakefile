@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edition.keys import write_keys
-from edition.pages import AFTER, ParameterError, chapters, chapters_on_device, find_profile, pages
+from edition.pages import ParameterError, after, chapters, chapters_on_device, find_profile, pages
 
 PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
@@ -95,7 +95,7 @@ use rule unit as part with:
 
 rule chapter:
     input:
-        lambda chapter: [f"_build/runs/{PROFILE}/{other}.ipynb" for other in AFTER.get(chapter.chapter, ())],
+        lambda chapter: [f"_build/runs/{PROFILE}/{other}.ipynb" for other in after(chapter.chapter)],
         lambda chapter: [f"_build/units/jobs/{job}" for job in JOBS.get(chapter.chapter, ())],
         key=lambda chapter: KEYS[chapter.chapter],
     output:
@@ -119,7 +119,7 @@ rule chapter:
         """
 
 
-# The longest chapters first, or the other cores idle while they finish alone.
+# The longest chapters first, or the other cores idle while they finish alone; what they cost, last.
 use rule chapter as long_chapter with:
     output:
         f"_build/runs/{PROFILE}/{{chapter,zoo|selection|alignment}}.ipynb",

@@ -21,7 +21,9 @@ from edition.pages import DOING, READS, ParameterError, chapter_defaults, chapte
 from edition.parameters import check_parameters, without_missing
 from residual.data.dataset import Dataset
 from residual.data.names import SPLITS, split_task
-from residual.encoders.encoder import Encoder, load_encoder
+from residual.encoders.encoder import ENCODED, Encoder, load_encoder
+from residual.extraction import extract, is_extracted
+from residual.selection import encode_images
 from residual.store import StoredUnits
 
 
@@ -85,6 +87,13 @@ class Chapter:
         with Path(os.environ[DOING]).open("w") as file:
             return extraction.units(encoder, data, progress=file)
 
+    def outputs(self, encoder: Encoder, data: Dataset) -> Tensor:
+        """The encoder's outputs [n d], read where a chapter has stored the units of these images."""
+        options = {"root": self.root / "_build/units", "batch": self.parameters["batch"], "coordinates": "float32"}
+        if is_extracted(encoder, data, precision="float32", **options):
+            return extract(encoder, data, progress=False, **options).outputs()
+        return encode_images(encoder, data)
+
     def task(self, task: str) -> dict[str, tuple[Dataset, Tensor]]:
         """Every split of a task with its labels; see `task_parts`."""
         return task_parts(task, self.parameters["images"], self.parameters["seed"])
@@ -132,6 +141,7 @@ class Chapter:
         """What a reader needs to repeat the run: its parameters, other facts, versions, machine, seconds."""
         if self.left_out:
             facts["left_out"] = self.left_out
+        facts["images encoded"] = "; ".join(f"{name}: {n:,}" for name, n in ENCODED.items()) or "none"
         facts["results"] = f"_build/results/{self.run}"
         return results.run_card(time.monotonic() - STARTED, self.parameters | facts)
 

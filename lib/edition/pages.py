@@ -23,7 +23,6 @@ READS = {  # chapters that read others' tables or trainings
     "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
     "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
 }
-AFTER = READS | {"alignment": ("selection",)}  # which extracts the units of the same tasks
 PROFILE = "RESIDUAL_PROFILE"  # in the environment of a chapter: the file of its profile
 DOING = "RESIDUAL_DOING"  # in the environment of a chapter: a file for the progress of an extraction
 HOW = ("device", "workers")  # parameters that say how a chapter runs, not what it computes
@@ -56,6 +55,13 @@ def chapters() -> list[str]:
 def chapters_on_device() -> list[str]:
     """The chapters that compute on a device."""
     return [page for page in pages() if "device" in chapter_defaults(chapter_path(page))]
+
+
+def after(chapter: str) -> tuple[str, ...]:
+    """The chapters that a chapter waits for, as it reads their tables, trainings, stored units or costs."""
+    if chapter == "costs":
+        return tuple(other for other in chapters() if other != chapter)
+    return READS.get(chapter, ()) + ("selection",) * (chapter in ("alignment", "zoo"))
 
 
 def chapter_path(chapter: str) -> Path:

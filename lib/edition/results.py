@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from edition.pages import project_root
+from edition.pages import chapters, project_root
 from residual.files import replacing
 
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers", "scikit-learn", "numpy")
@@ -71,6 +72,17 @@ def _commit() -> str:
         return subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
+
+
+def costs(profile: str) -> pd.DataFrame:
+    """What each chapter of the book's run took: minutes, CPU minutes and memory of its process, in the book's order."""
+    rows = {}
+    for chapter in chapters():
+        path = project_root() / "_build/runs" / profile / f"{chapter}.cost.json"
+        if path.is_file():
+            cost = json.loads(path.read_text())
+            rows[chapter] = cost["seconds"] / 60, cost["cpu_seconds"] / 60, cost["bytes"] / 1e9
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["minutes", "CPU minutes", "GB"])
 
 
 def run_card(seconds: float, facts: dict[str, Any]) -> pd.DataFrame:

@@ -245,23 +245,24 @@ def load_adapters(run: Chapter) -> dict[tuple[str, str], ResiDual]:
 def accuracy_rows(run: Chapter, encoder: Encoder) -> Iterator[dict[str, Any]]:
     """What an encoder knows of every task of a chapter: accuracies zero-shot, after Lin, and by neighbours.
 
-    Tasks of one data set share their images, which are encoded once.
+    Tasks of one data set share their images, which are encoded once, unless another chapter has stored their units.
     """
-    encodings: dict[tuple[str, str], Tensor] = {}
+    outputs: dict[tuple[str, str], Tensor] = {}
+    reads = encoder.reads_text and not encoder.weights.startswith("random")
     for task, parts in [(task, run.task(task)) for task in run.parameters["tasks"]]:  # refuses before it encodes
         splits = {}
         for split, (data, labels) in parts.items():
+            if split == "validation" and not reads:
+                continue
             key = split_task(task)[0], split
-            if key not in encodings:
-                encodings[key] = selection.encode_images(encoder, data)
-            splits[split] = encodings[key], labels
+            if key not in outputs:
+                outputs[key] = run.outputs(encoder, data)
+            splits[split] = outputs[key], labels
         named = load_dataset(task, "test", seed=run.parameters["seed"])
         row = {"model": encoder.name, "task": task, "classes": len(named.classes), "images": len(parts["test"][0])}
         row |= {"chance": 1 / len(named.classes)} | dict.fromkeys(TEXT_MEASURES, float("nan"))
         row["knn"], row["knn_se"] = selection.knn_accuracy(splits["train"], splits["test"])
-        if encoder.reads_text and not encoder.weights.startswith("random"):
-            row |= _text_accuracies(encoder, named, splits, run.parameters["seed"])
-        yield row
+        yield row | (_text_accuracies(encoder, named, splits, run.parameters["seed"]) if reads else {})
 
 
 def _text_accuracies(encoder: Encoder, named: Dataset, splits: dict, seed: int) -> dict[str, float]:

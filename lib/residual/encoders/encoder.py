@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from residual.encoders.names import EMBEDDED, MINI, PAPER, SHIPPED, check_name, 
 from residual.encoders.towers import Loaded, Tower
 from residual.files import tensor_bytes
 
+ENCODED: Counter[str] = Counter()  # images that each encoder has encoded in this process
 log = logging.getLogger(__name__)
 
 
@@ -78,6 +80,7 @@ class Encoder(Loaded):
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """The tower's own forward pass."""
+        ENCODED[self.name] += len(pixels)
         with _unrounded_convolutions():
             return self.tower.forward(pixels)
 
