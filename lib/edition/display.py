@@ -33,7 +33,7 @@ class Display:
         self.running: dict[str, tuple[float, TaskID]] = {}
         self.ended: set[str] = set()
         self.failed: list[str] = []
-        self.steps = ""
+        self.steps, self.announced = "", False
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -48,10 +48,24 @@ class Display:
             cells = self.logs / f"{chapter}.cells"
             if chapter not in self.ended and _written(cells) >= self.started:
                 self._show(chapter, cells)
-        steps = re.findall(r"(\d+ of \d+) steps", self.log.read_text(errors="replace"))
-        if steps and steps[-1] != self.steps and len(self.ended) == 0 and not self.running:
+        told = self.log.read_text(errors="replace")
+        if not self.announced and "Job stats:" in told and "\ntotal " in told:
+            self._announce(told)
+        steps = re.findall(r"(\d+ of \d+) steps", told)
+        if steps and steps[-1] != self.steps and not self.running and not self.ended:
             self.steps = steps[-1]
             self._say(f"step {self.steps} done")
+
+    def _announce(self, told: str) -> None:
+        """What is to be done, and what an earlier run has left."""
+        self.announced = True
+        chapters = sum(map(int, re.findall(r"^(?:long_)?chapter +(\d+)", told, re.MULTILINE)))
+        units = sum(map(int, re.findall(r"^unit +(\d+)", told, re.MULTILINE)))
+        if chapters:
+            left = len(self.chapters) - chapters
+            self._say(f"{chapters} chapters to run" + f"; {left} are there from before" * bool(left))
+        if units:
+            self._say(f"{units} extractions to do; images that were encoded before are kept")
 
     def _show(self, chapter: str, cells: Path) -> None:
         if chapter not in self.running:
