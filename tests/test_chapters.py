@@ -221,6 +221,7 @@ def site():
     return (ROOT / target).parent
 
 
+@pytest.mark.xdist_group("site")
 def test_the_book_has_every_chapter_with_its_figures(site):
     for path in CHAPTERS:
         html = (site / f"{path.stem}.html").read_text()
@@ -233,6 +234,7 @@ def test_the_book_has_every_chapter_with_its_figures(site):
         assert (site / "explorer" / name / "index.html").is_file()
 
 
+@pytest.mark.xdist_group("site")
 def test_images_of_the_book_are_not_empty(site):
     for path in CHAPTERS:
         html = (site / f"{path.stem}.html").read_text()
@@ -240,6 +242,7 @@ def test_images_of_the_book_are_not_empty(site):
             assert (site / image).stat().st_size > 2000
 
 
+@pytest.mark.xdist_group("site")
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 def test_the_book_opens_in_a_browser(site, tmp_path):
     page = Path(site / "dimension.html").as_uri()

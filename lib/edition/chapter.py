@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import time
 from collections.abc import Iterable
@@ -38,7 +39,7 @@ class Chapter:
         self.name, names = name, chapter_defaults(chapter_path(name))
         if missing := sorted(set(names) - set(namespace)):
             raise ParameterError(f"no parameters {missing}; the first cell of book/{name}.md assigns them")
-        if strange := [key for key in namespace if _assigned_by_hand(key, namespace[key]) and key not in names]:
+        if strange := sorted(_injected(namespace.get("In", ())) - set(names)):
             raise ParameterError(f"{name} has no parameters {strange}; it has {sorted(names)}")
         given = {key: namespace[key] for key in names}
         check_parameters(**given)
@@ -146,6 +147,8 @@ class Chapter:
         return results.run_card(time.monotonic() - STARTED, self.parameters | facts)
 
 
-def _assigned_by_hand(name: str, value: Any) -> bool:
-    """Whether a global name looks like a parameter: imports are other things, Python's own names start otherwise."""
-    return name[0].islower() and isinstance(value, bool | int | float | str | list)
+def _injected(sources: Iterable[str]) -> set[str]:
+    """The names that papermill's own cell of parameters assigned, among the cells that were run."""
+    cells = (source for source in sources if source.startswith("# Parameters"))
+    assigned = (statement for source in cells for statement in ast.parse(source).body)
+    return {target.id for statement in assigned for target in getattr(statement, "targets", ())}
