@@ -13,10 +13,12 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
 from papermill import PapermillExecutionError
+from PIL import Image
 
 from edition import build, check, keys
 from edition.assemble import assembled
@@ -31,7 +33,8 @@ from edition.pages import (
     read_profile,
     run_name,
 )
-from edition.run import main
+from edition.preview import build_page
+from edition.run import main, run_chapter
 from edition.tables import styled
 
 ROOT = project_root()
@@ -54,8 +57,8 @@ def inside(project, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
-        ({}, "few"),
-        ({"device": "cuda", "workers": 3}, "few"),
+        ({}, "few--rerun"),
+        ({"device": "cuda", "workers": 3}, "few--rerun"),
         ({"images": 500}, "few--images-500"),
         ({"images": 500, "seed": 2}, "few--images-500--seed-2"),
         ({"encoders": ["mini-vit", "mini-clip"]}, "few--encoders-mini-vit+mini-clip"),
@@ -71,9 +74,11 @@ def test_a_run_is_named_after_what_differs_from_its_profile(inside, changed, nam
     assert re.fullmatch(re.sub(r"\+(?!\])", r"\\+", name), run_name(chapter_path("dimension"), usual | changed))
 
 
-def test_a_rerun_leaves_the_tables_of_the_book_alone_and_reads_them(inside):
+def test_a_rerun_leaves_the_tables_of_the_book_alone_and_reads_them(inside, monkeypatch):
     values = chapter_defaults(chapter_path("learned")) | read_profile(inside / "profiles/few.yml", "learned")
-    book, rerun = Chapter("learned", dict(values)), Chapter("learned", values | {"seed": 5})
+    rerun = Chapter("learned", values | {"seed": 5})
+    monkeypatch.setenv("RESIDUAL_BOOK", "1")
+    book = Chapter("learned", dict(values))
     book.folder.joinpath("bases.csv").write_text("a\n1\n")
     assert rerun.folder != book.folder
     assert rerun.load("bases", "alignment")["a"].tolist() == [1]
@@ -82,6 +87,38 @@ def test_a_rerun_leaves_the_tables_of_the_book_alone_and_reads_them(inside):
     book.folder.joinpath("bases.csv").write_text("")
     with pytest.raises(ValueError, match=r"bases\.csv is damaged .* run the chapter alignment again"):
         book.load("bases", "alignment")
+
+
+def test_tables_of_a_chapter_that_fails_are_not_those_of_an_earlier_run(inside, monkeypatch):
+    values = chapter_defaults(chapter_path("gpu")) | {"profile": "few"}
+    monkeypatch.setenv("RESIDUAL_BOOK", "1")
+    run = Chapter("gpu", values)
+    run.save(pd.DataFrame({"a": [1]}), "mine")
+    assert run.load("mine", "gpu")["a"].tolist() == [1]
+    monkeypatch.setattr("edition.execute.execute_chapter", lambda *given, **options: None)
+    run_chapter(chapter_path("gpu"), {"profile": "few"}, cells=Path("cells"))
+    with pytest.raises(FileNotFoundError, match="run the chapter gpu"):
+        run.load("mine", "gpu")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_no_script_of_a_name_runs_in_a_browser(inside, tmp_path):
+    name = "<img src=x onerror=document.title='pwned'> `a` {doc}`b` $x$"
+    encoder = shutil.copytree(ROOT / "lib/residual/encoders/mini/mini-openclip", tmp_path / name)
+    for label in range(3):
+        folder = tmp_path / "set" / f"{label} {name}"
+        folder.mkdir(parents=True)
+        for index in range(60):
+            Image.new("RGB", (48, 48), (4 * index, 80 * label, 0)).save(folder / f"{index}.png")
+    given = {"encoders": [str(encoder)], "dataset": str(tmp_path / "set"), "images": 100}
+    for chapter in ("dimension", "heads"):
+        page = build_page(run_chapter(chapter_path(chapter), given))
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
+        command = ["chromium", *options, "--virtual-time-budget=4000", page.as_uri()]
+        dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        assert "<title>pwned" not in dom
+        assert "&lt;img src=x" in dom
+        assert "<img src=" + chr(34) + "x" not in dom
 
 
 @pytest.fixture
@@ -335,8 +372,6 @@ def test_tables_show_texts_as_they_are(pandas_frame):
 
 @pytest.fixture
 def pandas_frame():
-    import pandas as pd
-
     return pd.DataFrame({NASTY: [NASTY], "other": [NASTY]}, index=[NASTY])
 
 

@@ -111,7 +111,7 @@ class Chapter:
 
     def save(self, table: pd.DataFrame, name: str) -> None:
         """Write a tidy table of this run to _build/results/<run>/<name>.csv."""
-        results.save_results(table, self.run, name)
+        results.save_results(table, self.run, name, chapter=self.name)
 
     def load(self, name: str, chapter: str) -> pd.DataFrame:
         """A table that another chapter saved. Raises FileNotFoundError that names the chapter to run."""

@@ -25,7 +25,9 @@ READS = {  # chapters that read others' tables or trainings
 }
 PROFILE = "RESIDUAL_PROFILE"  # in the environment of a chapter: the file of its profile
 DOING = "RESIDUAL_DOING"  # in the environment of a chapter: a file for the progress of an extraction
+BOOK = "RESIDUAL_BOOK"  # in the environment of a chapter that is run for the book
 HOW = ("device", "workers")  # parameters that say how a chapter runs, not what it computes
+SAVED = ".{}.saved"  # in a run's folder: the names of the tables that a chapter saved
 LONGEST = 80  # characters of a run's name
 
 
@@ -119,7 +121,8 @@ def read_profile(path: Path, chapter: str) -> dict[str, Any]:
 def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
     """The folder of a run's results: its profile's name, and what differs from the profile, as "mini--images-500".
 
-    So a rerun never changes what the book reads. A name that is no profile's stands for itself.
+    The profile's name alone is for runs of the book; another run with its parameters is "mini--rerun". So no rerun
+    changes what the book reads. A name that is no profile's stands for itself.
     """
     profile = parameters["profile"]
     file = Path(os.environ.get(PROFILE) or project_root() / f"profiles/{profile}.yml")
@@ -127,11 +130,22 @@ def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
         return profile
     usual = chapter_defaults(chapter) | read_profile(file, chapter.stem)
     changed = {k: v for k, v in parameters.items() if k not in (*HOW, "profile") and v != usual.get(k)}
+    if not changed:
+        return profile if os.environ.get(BOOK) else f"{profile}--rerun"
     whole = "--".join((profile, *(f"{name}-{_words(value)}" for name, value in changed.items())))
     name = re.sub(r"[^\w.+-]", "_", whole)
     if len(name) <= LONGEST and name == whole:
         return name
     return f"{name[:LONGEST]}--{hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:6]}"
+
+
+def forget_tables(run: str, chapter: str) -> None:
+    """Remove the tables that a chapter saved before in a run, so that no other reads them if it fails now."""
+    folder = project_root() / "_build/results" / run
+    listed = folder / SAVED.format(chapter)
+    for name in listed.read_text().split() if listed.is_file() else ():
+        (folder / name).unlink(missing_ok=True)
+    listed.unlink(missing_ok=True)
 
 
 def _words(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from edition.pages import chapters, project_root
+from edition.pages import SAVED, chapters, project_root
 from residual.files import replacing
 
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers", "scikit-learn", "numpy")
@@ -35,11 +35,13 @@ def results_folder(run: str) -> Path:
     return folder
 
 
-def save_results(table: pd.DataFrame, run: str, name: str) -> Path:
-    """Write a tidy table of a run to _build/results/<run>/<name>.csv."""
+def save_results(table: pd.DataFrame, run: str, name: str, *, chapter: str) -> Path:
+    """Write a chapter's tidy table to _build/results/<run>/<name>.csv."""
     path = results_folder(run) / f"{name}.csv"
     with replacing(path) as partial:
         table.to_csv(partial, index=False, float_format="%.6g")
+    with (path.parent / SAVED.format(chapter)).open("a") as listed:
+        listed.write(f"{path.name}\n")
     return path
 
 

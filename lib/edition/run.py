@@ -12,11 +12,13 @@ from typing import Any
 import yaml
 
 from edition.pages import (
+    BOOK,
     PROFILE,
     ParameterError,
     chapter_defaults,
     find_chapter,
     find_profile,
+    forget_tables,
     project_root,
     read_profile,
     run_name,
@@ -47,14 +49,18 @@ def run_chapter(
     """Execute a chapter with parameters that differ from its text's; returns its notebook.
 
     profile: the file that they come from, with which the name of the run compares them. out: where the notebook goes,
-    by default _build/reruns/<name of the run>. cells: see `execute_chapter`.
+    by default _build/reruns/<name of the run>. cells: see `execute_chapter`; given for a run of the book.
     Raises ParameterError before any work, ChapterError when a cell fails.
     """
     parameters = checked_parameters(source, given)
     if profile:
         os.environ[PROFILE] = str(profile)
+    if cells:
+        os.environ[BOOK] = "1"
     name = run_name(source, parameters) if "profile" in parameters else source.stem
     out = out or project_root() / "_build/reruns" / name / f"{source.stem}.ipynb"
+    if cells:
+        forget_tables(name, source.stem)
     from edition.execute import execute_chapter  # papermill and torch take seconds to import
 
     execute_chapter(source, out, given, cells=cells)
