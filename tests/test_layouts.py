@@ -445,3 +445,103 @@ def test_pickles_are_named_and_never_opened(tmp_path, caplog):
     assert "set: left out labels.pkl, a pickle, which could run a program" in caplog.text
     with pytest.raises(ValueError, match=r"only holds labels\.pkl, a pickle, .* give images, tars, parquet or CSV"):
         load_dataset(tmp_path / "only")
+
+
+LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # by `datasets`
+
+
+@LEFT_OPEN
+def test_a_table_that_names_not_all_images_is_told(tmp_path, caplog):
+    (tmp_path / "set").mkdir()
+    for index in range(12):
+        (tmp_path / "set" / f"{index}.png").write_bytes(png(index % 3, index))
+    rows = "".join(f"{index}.png,{WORDS[index % 3]}\n" for index in range(9))
+    (tmp_path / "set/metadata.csv").write_text(f"file_name,label\n{rows}")
+    load_dataset(tmp_path / "set")
+    assert "3 of 12 images in the folder are left out, as no table names them" in caplog.text
+
+
+@LEFT_OPEN
+def test_a_column_of_splits_divides_a_table(tmp_path):
+    (tmp_path / "set").mkdir()
+    rows = []
+    for index in range(24):
+        (tmp_path / "set" / f"{index}.png").write_bytes(png(index % 3, index))
+        rows.append(f"{index}.png,{WORDS[index % 3]},{'test' if index >= 15 else 'train'}\n")
+    (tmp_path / "set/metadata.csv").write_text(f"file_name,label,split\n{''.join(rows)}")
+    assert [len(load_dataset(tmp_path / "set", split)) for split in ("train", "validation", "test")] == [12, 3, 9]
+
+
+def test_parquet_files_whose_classes_are_in_different_orders_are_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    for split, names in (("train", WORDS), ("test", WORDS[::-1])):
+        columns = {
+            "image": [{"bytes": png(index % 3, index), "path": None} for index in range(12)],
+            "label": [names.index(WORDS[index % 3]) for index in range(12)],
+        }
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(names)))
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"set/{split}.parquet")
+    with pytest.raises(ValueError, match=r"test\.parquet and train\.parquet have the classes of label in different"):
+        load_dataset(tmp_path / "set")
+
+
+def tar_of(path, names):
+    with tarfile.open(path, "w") as tar:
+        for name, data in names:
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+
+
+def test_masks_in_a_tar_are_not_taken_for_images(tmp_path):
+    (tmp_path / "set").mkdir()
+    names = []
+    for index in range(24):
+        names += [(f"s{index}.cls", str(index % 3).encode()), (f"s{index}.mask.png", png(0, 99))]
+        names.append((f"s{index}.png", png(index % 3, index)))
+    tar_of(tmp_path / "set/train.tar", names)
+    (tmp_path / "set/classnames.txt").write_text("\n".join(WORDS))
+    data = load_dataset(tmp_path / "set")
+    assert len({image.tobytes() for image in data.pil_images(len(data))}) == len(data)
+
+
+def test_dots_in_the_names_of_a_tar_are_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    names = [(f"img.{i:03}.{kind}", data) for i in range(12) for kind, data in (("cls", b"0"), ("png", png(0, i)))]
+    tar_of(tmp_path / "set/train.tar", names)
+    (tmp_path / "set/classnames.txt").write_text("a\nb")
+    with pytest.raises(ValueError, match=r"have dots before their ending, such as 0\d\d\.png"):
+        load_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda f: (f / "classnames.txt").write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "pointer of git-LFS",
+        ),
+        (lambda f: (f / "red").rename(f / "__red__"), "passes over __red__, as its name starts with __; rename it"),
+    ],
+)
+def test_what_would_be_lost_in_a_folder_is_refused(tmp_path, change, message):
+    for index in range(12):
+        path = tmp_path / "set" / WORDS[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(index % 3, index))
+    change(tmp_path / "set")
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "set")
+
+
+def test_folders_of_one_number_are_refused_and_broken_links_counted(tmp_path, caplog):
+    for index in range(18):
+        path = tmp_path / "set" / ("0", "00", "1")[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(index % 3, index))
+    (tmp_path / "set/1/98.png").symlink_to(tmp_path / "nowhere")
+    load_dataset(tmp_path / "set")
+    assert "1 links in the folder of a class point to nothing, and are left out, such as 98.png" in caplog.text
+    (tmp_path / "set/classnames.txt").write_text("a\nb")
+    with pytest.raises(ValueError, match="several folders have one number"):
+        load_dataset(tmp_path / "set")

@@ -117,6 +117,112 @@ def test_a_configuration_with_fewer_layers_than_the_weights_is_refused(saved, ki
         load_encoder(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "lost"),
+    [
+        ("vit", {"qkv_bias": False}, r"9 in the file .* \(.*bias"),
+        ("dinov2_with_registers", {"model_type": "dinov2", "architectures": ["Dinov2Model"]}, "register_tokens"),
+        ("clip_vision_model-projected", {"architectures": None}, r"visual_projection\.weight"),
+    ],
+)
+def test_weights_that_the_configuration_has_no_place_for_are_not_dropped(saved, kind, change, lost):
+    folder, _, _ = saved(kind)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(WeightsError, match=lost):
+        load_encoder(str(folder))
+
+
+def test_adapters_must_be_merged(saved):
+    folder, file, _ = saved("clip")
+    weights = load_file(folder / file)
+    added = {name.replace("weight", "lora_B.weight"): torch.ones(2) for name in weights if "q_proj.weight" in name}
+    save_file(weights | added, folder / file, {"format": "pt"})
+    with pytest.raises(WeightsError, match="adapters"):
+        load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "teacher.", "vision_tower."])
+@pytest.mark.parametrize("kind", ["openclip", "vit", "dinov2"])
+def test_beginnings_that_nobody_knows_are_removed_where_the_rest_fits(saved, caplog, kind, prefix):
+    folder, file, encoder = saved(kind)
+    weights = load_file(folder / file)
+    save_file({prefix + name: value for name, value in weights.items()}, folder / file, {"format": "pt"})
+    assert load_encoder(str(folder)).weights_hash() == encoder.weights_hash()
+    assert f"begin with '{prefix}', which is left out" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["openclip", "vit"])
+def test_the_librarys_own_file_is_taken_and_others_are_named(saved, caplog, kind):
+    folder, file, encoder = saved(kind)
+    zeros = {f"module.{name}": torch.zeros_like(value) for name, value in load_file(folder / file).items()}
+    save_file(zeros, folder / "z_ema.safetensors", {"format": "pt"})
+    torch.save({"lr": 1}, folder / "training_args.bin")
+    assert load_encoder(str(folder)).weights_hash() == encoder.weights_hash()
+    assert f"weights come from {file}; left out are training_args.bin, z_ema.safetensors" in caplog.text
+    (folder / file).rename(folder / "epoch_9.safetensors")
+    with pytest.raises(WeightsError, match=r"several files of weights, epoch_9\.safetensors, z_ema\.safetensors; call"):
+        load_encoder(str(folder))
+    (folder / "z_ema.safetensors").unlink()
+    assert load_encoder(str(folder)).weights_hash() == encoder.weights_hash()  # the only one, under any name
+
+
+@pytest.mark.parametrize(("kind", "file"), [("openclip", "open_clip_pytorch_model.bin"), ("vit", "pytorch_model.bin")])
+def test_checkpoints_under_unknown_keys(saved, kind, file):
+    folder, plain, encoder = saved(kind)
+    weights = load_file(folder / plain)
+    (folder / plain).unlink()
+    torch.save({"teacher": weights, "epoch": 3}, folder / file)
+    assert load_encoder(str(folder)).weights_hash() == encoder.weights_hash()
+    for stored, message in (({"a": {}, "b": 1}, "it holds a, b"), ([1], "holds list, not weights by name")):
+        torch.save(stored, folder / file)
+        with pytest.raises(WeightsError, match=message):
+            load_encoder(str(folder))
+
+
+def test_weights_with_nan_are_refused(saved):
+    folder, file, _ = saved("vit")
+    weights = load_file(folder / file)
+    next(iter(weights.values())).fill_(float("nan"))
+    save_file(weights, folder / file, {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"hold NaN or infinity: embeddings\.cls_token"):
+        load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_pointers_in_place_of_other_files_are_named(tmp_path, file):
+    folder = shutil.copytree(MINI / "mini-blip", tmp_path / "blip")
+    (folder / file).write_text(POINTER)
+    with pytest.raises(WeightsError, match=rf"{file} is a pointer of git-LFS"):
+        load_encoder(str(folder))
+
+
+def test_a_tokenizer_that_does_not_work_is_told(tmp_path):
+    folder = shutil.copytree(MINI / "mini-blip", tmp_path / "blip")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(RuntimeError, match=r"the tokenizer of .* cannot be used: .* use the encoder without text"):
+        load_encoder(str(folder))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert not load_encoder(str(folder)).reads_text
+
+
+def test_the_processor_that_transformers_saves_with_a_tokenizer_is_read(tmp_path):
+    folder = shutil.copytree(MINI / "mini-blip", tmp_path / "blip")
+    settings = json.loads((folder / "preprocessor_config.json").read_text()) | {"image_mean": [0.0, 0.1, 0.2]}
+    (folder / "preprocessor_config.json").unlink()
+    both = {"image_processor": settings, "processor_class": "BlipProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(both))
+    assert load_encoder(str(folder)).mean == (0.0, 0.1, 0.2)
+
+
+@pytest.mark.parametrize("texts", [[1], [["a", "b"]], ["a", None], [("a", "b")]])
+def test_what_is_no_text_is_refused_with_its_place(texts):
+    place = next(i for i, text in enumerate(texts) if not isinstance(text, str))
+    with pytest.raises(ValueError, match=rf"texts\[{place}\] is \w+, not a string"):
+        load_encoder("mini-clip").encode_text(texts)
+
+
 @pytest.mark.parametrize("kind", ["openclip", "vit"])
 def test_a_pointer_of_git_lfs_is_named(saved, kind):
     folder, file, _ = saved(kind)

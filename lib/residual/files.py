@@ -26,6 +26,7 @@ from residual.code import without_docstrings
 
 UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+POINTER = b"version https://git-lfs"
 SILENCE = 60.0  # seconds in which a run waits for another without a word
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,14 @@ def read_state(path: Path) -> dict[str, Any] | None:
         log.warning("%s is damaged; starting over", path)
         return None
     return torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what git-LFS leaves in the place of one that it has not fetched."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def checksum(path: Path) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from residual.encoders.names import EMBEDDED, MINI, PAPER, SHIPPED, check_name, open_clip_names, split_tag
 from residual.encoders.towers import Loaded, Tower
+from residual.encoders.weights import check_values
 from residual.files import tensor_bytes
 
 ENCODED: Counter[str] = Counter()  # images that each encoder has encoded in this process
@@ -84,18 +85,20 @@ class Encoder(Loaded):
         with _unrounded_convolutions():
             return self.tower.forward(pixels)
 
-    def encode_text(self, texts: Sequence[str], *, batch: int = 256) -> Float[Tensor, "t d"]:
-        """Text encodings, not normalised. Texts longer than the text tower reads are cut, with a warning.
+    def encode_text(self, texts: Sequence, *, batch: int = 256) -> Float[Tensor, "t d"]:
+        """Encodings of a list of strings, not normalised; those longer than the tower reads are cut, with a warning.
 
-        Raises ValueError without a text tower or tokenizer.
+        Raises ValueError without a text tower or tokenizer, and for what is no string.
         """
         if self.text is None:
             raise ValueError(
                 f"{self.name} has no text tower or no tokenizer; use a text-aligned encoder such as 'mini-openclip'"
             )
-        if isinstance(texts, str) or not texts:
+        if isinstance(texts, str) or not len(texts):
             raise ValueError(f"texts must be a non-empty list of strings, not {texts!r}")
         texts = list(texts)
+        if bad := [(i, text) for i, text in enumerate(texts) if not isinstance(text, str)]:
+            raise ValueError(f"texts[{bad[0][0]}] is {type(bad[0][1]).__name__}, not a string: {bad[0][1]!r}")
         if cut := [text for text, long in zip(texts, self.too_long(texts), strict=True) if long]:
             told = "%s: %d of %d texts have more tokens than it reads, and are cut, such as %r"
             log.warning(told, self.name, len(cut), len(texts), cut[0][:60])
@@ -190,6 +193,7 @@ def load_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loaded = _find(base, pretrained)
+    check_values(loaded.model, name)
     model = loaded.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     if pretrained is False:
         loaded = replace(loaded, weights=f"random, seed {seed}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +15,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse, separate_qkv, sides
-from residual.encoders.weights import WeightsError, check_files, deeper, misfit, unwrapped, warn_of_gelu, weight_files
+from residual.encoders.weights import (
+    WeightsError,
+    check_folder,
+    misfit,
+    read_weights,
+    warn_of_gelu,
+    weight_files,
+    without_prefix,
+)
 from residual.network import hub_or_cache
 
+log = logging.getLogger(__name__)
 REASONS = {  # why some well-known model types are refused
     "swin": "it has no class token, and its residual stream is merged between stages",
     "swinv2": "its blocks are post-norm, and it has no class token",
@@ -23,11 +34,20 @@ REASONS = {  # why some well-known model types are refused
     "resnet": "it is a convolutional network",
     "siglip": "it pools by attention, which is not linear in the residual stream",
     "siglip2": "it pools by attention, which is not linear in the residual stream",
+    "siglip_vision_model": "it pools by attention, which is not linear in the residual stream",
+    "clip_text_model": "it has no image tower",
+    "blip_vision_model": "it was saved without BLIP's projection; give the whole model",
     "beit": "its class token is not read by default: it pools by averaging patches",
 }
 
 
 Tokenizer = hf.PreTrainedTokenizerBase
+# Parts of weights that have no place in a tower, as they come after it or are for training.
+UNREAD = (
+    "classifier|cls_classifier|distillation_classifier|pooler|mask_token|decoder|text_decoder|position_ids|itm_head"
+)
+UNREAD_TEXT = "text_model|text_encoder|text_projection|text_proj|logit_scale|logit_bias"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt")
 PROJECTED = "clip_vision_model with projection"
 
 
@@ -51,6 +71,8 @@ def load(name: str, source: str, pretrained: bool | str, offline: dict | None = 
     if isinstance(pretrained, str):
         raise ValueError(f"{name} is a model of transformers and has no tags; pretrained={pretrained!r} does not apply")
     folder = Path(source) if Path(source).is_dir() else None
+    if folder:
+        check_folder(folder)
     if offline and not pretrained:
         config = hf.AutoConfig.for_model(**offline)
     else:
@@ -66,7 +88,7 @@ def load(name: str, source: str, pretrained: bool | str, offline: dict | None = 
         _check_processor(processor, read_tower(model, name), name)
     processor = processor or family.processor(height, width)
     mean, std = _normalisation(processor)
-    tokenizer = _tokenizer(source) if family.text and saved else None
+    tokenizer = _tokenizer(name, source, folder) if family.text and saved else None
     return Loaded(
         model=model,
         family=family.name,
@@ -107,31 +129,57 @@ def _family(name: str, config: hf.PretrainedConfig) -> Family:
 
 
 def _pretrained(name: str, source: str, family: Family, config: hf.PretrainedConfig) -> nn.Module:
-    # Weights may be stored in half precision; `load_encoder` decides in which they are used.
-    options = family.options | {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    folder, weights = Path(source) if Path(source).is_dir() else None, None
+    """The model. Raises WeightsError where weights are missing, or not those of the model."""
+    folder = Path(source) if Path(source).is_dir() else None
     with clear_errors(name, folder), _silent():
-        if folder:
-            check_files(files := weight_files(folder), name)
-            weights = unwrapped(files, name)
-        options |= {"ignore_mismatched_sizes": True} | ({} if weights is None else {"state_dict": weights})
-        model, report = family.model.from_pretrained(source if weights is None else None, **options)
-    names, theirs = model.state_dict(), report["unexpected_keys"]
-    wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    if wrong or (theirs := deeper(theirs, names)):
-        raise WeightsError(misfit(name, f"transformers' {type(model).__name__}", len(names), wrong, theirs))
+        if not folder:
+            model, wrong, theirs = _fitted(family, config, source, None)
+        else:
+            weights = read_weights(weight_files(folder, name), name)
+            model, wrong, theirs = _fitted(family, config, None, weights)
+            prefix, others = without_prefix(weights)
+            if wrong and prefix and not (found := _fitted(family, config, None, others))[1]:
+                log.warning("%s: names of weights begin with %r, which is left out", name, prefix)
+                model, wrong, theirs = found
+    if wrong or theirs:
+        total = len(model.state_dict())
+        raise WeightsError(misfit(name, f"transformers' {type(model).__name__}", total, wrong, theirs))
     if folder and family.name == "CLIP":
         activation = getattr(config, "vision_config", config).hidden_act
         warn_of_gelu(name, folder, activation, 'if so, write "hidden_act": "quick_gelu" in config.json')
     return model
 
 
-def _tokenizer(source: str) -> Tokenizer | None:
+def _fitted(
+    family: Family, config: hf.PretrainedConfig, source: str | None, weights: dict[str, Tensor] | None
+) -> tuple[nn.Module, set[str], list[str]]:
+    """A model with weights of a hub or given ones; which of its own are wrong, and which have no place in it."""
+    # Weights may be stored in half precision; `load_encoder` decides in which they are used.
+    options = family.options | {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    options |= {"ignore_mismatched_sizes": True} | ({} if weights is None else {"state_dict": weights})
+    model, report = family.model.from_pretrained(source, **options)
+    wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    unread = UNREAD if family.text else rf"{UNREAD}|{UNREAD_TEXT}"
+    theirs = [key for key in report["unexpected_keys"] if not re.search(rf"(^|\.)({unread})(\.|$)", key)]
+    return model, wrong, theirs
+
+
+def _tokenizer(name: str, source: str, folder: Path | None) -> Tokenizer | None:
+    """The tokenizer saved with a model; None where there is none. Raises RuntimeError for one that does not work."""
+    if folder and not any((folder / file).is_file() for file in TOKENIZERS):
+        return None  # transformers would make one without words
     try:
-        with hub_or_cache():
-            return hf.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, TypeError):  # there is none beside the weights
-        return None
+        with hub_or_cache() if folder is None else contextlib.nullcontext():
+            tokenizer = hf.AutoTokenizer.from_pretrained(source)
+            tokenizer(["a", "a longer text"], padding=True)
+            return tokenizer
+    except Exception as error:  # `tokenizers` raises bare ones
+        if folder is None:
+            return None
+        raise RuntimeError(
+            f"the tokenizer of {name} cannot be used: {error}. Check {', '.join(TOKENIZERS)} in {folder}, or move them "
+            "away to use the encoder without text"
+        ) from error
 
 
 def _encode_text(family: Family, model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
@@ -151,8 +199,9 @@ def _too_long(config: hf.PretrainedConfig, tokenizer: Tokenizer, texts: Sequence
 
 
 def _saved_processor(name: str, source: str, folder: Path | None) -> hf.BaseImageProcessor | None:
-    """The image processor saved with a model; None where there is none."""
-    if folder and not (folder / "preprocessor_config.json").is_file():
+    """The image processor saved with a model; None, with a warning, where there is none."""
+    if folder and not any((folder / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")):
+        log.warning("%s has no preprocessor_config.json; its size, mean and deviation are taken for the usual", name)
         return None
     with clear_errors(name, folder):
         return hf.AutoImageProcessor.from_pretrained(source)
@@ -167,8 +216,8 @@ def _check_processor(processor: hf.BaseImageProcessor, tower: Tower, name: str) 
     if tall != wide or not fits:
         sizes = " or ".join(dict.fromkeys(f"{h} x {w}" for h, w in (tall, wide)))
         raise ValueError(
-            f"{name}: preprocessor_config.json makes images of {sizes} pixels, and config.json describes a model for "
-            f"{height} x {width}; one of the two files is another model's"
+            f"{name}: its preprocessor_config.json makes images of {sizes} pixels, and config.json describes a model "
+            f"for {height} x {width}; one of the two files is another model's"
         )
 
 

@@ -14,10 +14,13 @@ from glob import escape
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from jaxtyping import Int64
 from torch import Tensor
+
+from residual.files import is_pointer
 
 SPLIT_WORDS = {
     "train": ("train", "training", "trainset"),
@@ -51,12 +54,14 @@ def data_files(folder: Path) -> tuple[str, dict[str, list[str]]] | None:
         return None
     near = [path for depth in ("*", "*/*") for path in sorted(folder.glob(depth)) if _visible(path.relative_to(folder))]
     _check_one_kind(folder, near)
+    _check_names(folder, near)
     pickles = [path for path in near if path.suffix.lower() in (".pkl", ".pickle", ".pk", ".joblib")]
     for path in pickles:
         log.warning("%s: left out %s, %s", folder.name, path.relative_to(folder), PICKLE)
     if tars := [path for path in near if path.name.lower().endswith(TARS) and path.is_file()]:
         return "webdataset", _by_split({escape(str(path)): path.relative_to(folder).parts for path in tars}, folder)
-    if any(path.name.endswith(TABLES) and not path.name.startswith("metadata.") for path in near):
+    if tables := [path for path in near if path.name.endswith(TABLES) and not path.name.startswith("metadata.")]:
+        _check_tables(folder, tables)
         return None
     splits = [path for path in near if path.parent == folder and path.is_dir() and split_of(path.name)]
     linked = [path.name for path in near if path.parent == folder and path.is_dir() and path.is_symlink()]
@@ -89,6 +94,37 @@ def _check_one_kind(folder: Path, near: list[Path]) -> None:
             f"{folder.name} holds {other[0].name} beside folders of images ({', '.join(sorted(images)[:5])}); move "
             "away the one that is not the data set"
         )
+
+
+def _check_names(folder: Path, near: list[Path]) -> None:
+    """Raises ValueError for files that git-LFS has not fetched, and for names that `datasets` passes over."""
+    if pointer := next(filter(is_pointer, near), None):
+        raise ValueError(
+            f"{folder.name}: {pointer.relative_to(folder)} is a pointer of git-LFS, not the file; run `git lfs pull`"
+        )
+    if hidden := next((path for path in near if path.name.startswith("__")), None):
+        raise ValueError(f"{folder.name}: `datasets` passes over {hidden.name}, as its name starts with __; rename it")
+
+
+def _check_tables(folder: Path, tables: list[Path]) -> None:
+    """Warn of tables that belong to no split beside others that do. Raises ValueError where parquet files disagree.
+
+    `datasets` takes the names of classes from the first file, and reads the labels of all others by them.
+    """
+    words = {path: re.split(r"[-_. 0-9]", path.name)[0] for path in tables}
+    known = [path for path in tables if any(map(split_of, (words[path], *path.relative_to(folder).parts[:-1])))]
+    if known and (rest := [path.name for path in tables if path not in known]):
+        log.warning("%s: ignored %d tables that belong to no split, such as %s", folder.name, len(rest), rest[0])
+    names: dict[str, tuple[list[str], Path]] = {}
+    for path in (path for path in tables if path.suffix == ".parquet"):
+        for column, kind in datasets.Features.from_arrow_schema(pq.read_schema(path)).items():
+            if isinstance(kind, datasets.ClassLabel):
+                first, where = names.setdefault(column, (kind.names, path))
+                if first != kind.names:
+                    raise ValueError(
+                        f"{folder.name}: {where.name} and {path.name} have the classes of {column} in different orders "
+                        f"({', '.join(first[:5])} and {', '.join(kind.names[:5])}); write both with the same"
+                    )
 
 
 def _metadata(path: Path) -> bool:
@@ -145,6 +181,11 @@ def _files_of_class(folder: Path) -> tuple[list[Path], list[Path]]:
     if table := next(filter(_metadata, files), None):
         where = table.relative_to(folder.parent)
         raise ValueError(f"{where} lies in the folder of a class; it must lie beside the folders, or nowhere")
+    if broken := [path.name for path in inside if path.is_symlink() and not path.exists()]:
+        told = "%s: %d links in the folder of a class point to nothing, and are left out, such as %s"
+        log.warning(told, folder.parent.name, len(broken), broken[0])
+    if not files:
+        log.warning("%s: the folder %s is empty, and no class", folder.parent.name, folder.name)
     images = [path for path in files if path.name.lower().endswith(ENDINGS)]
     if deep := next((path for path in images if path.parent != folder), None):
         where = deep.relative_to(folder.parent)
@@ -156,7 +197,24 @@ def _files_of_class(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _visible(path: Path) -> bool:
-    return not any(part.startswith((".", "__")) for part in path.parts)
+    return not any(part.startswith(".") or part in ("__MACOSX", "__pycache__") for part in path.parts)
+
+
+def named_by_table(folder: Path) -> int | None:
+    """How many images lie in a folder where a table names them with their labels; None where there is no table."""
+    inside = [path for path in folder.rglob("*") if path.is_file() and _visible(path.relative_to(folder))]
+    return sum(path.name.lower().endswith(ENDINGS) for path in inside) if any(map(_metadata, inside)) else None
+
+
+def by_column(table: datasets.Dataset) -> dict[str, datasets.Dataset] | None:
+    """The splits of a table with a column that names them for each row; None where there is no such column."""
+    column = next((name for name in ("split", "subset", "partition") if name in table.column_names), None)
+    if column is None or not all(isinstance(word, str) and split_of(word) for word in set(table[column][:])):
+        return None
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(table[column][:]):
+        places.setdefault(split_of(word), []).append(place)
+    return {split: table.select(rows) for split, rows in places.items()}
 
 
 def image_column(features: datasets.Features, name: str) -> str:
@@ -164,10 +222,19 @@ def image_column(features: datasets.Features, name: str) -> str:
     kinds = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     kinds = kinds or [column for column, kind in features.items() if _holds_bytes(kind) and _rank(column, IMAGES) < 99]
     best = sorted(kinds, key=lambda column: _rank(column, IMAGES))
-    if not best or (len(best) > 1 and _rank(best[0], IMAGES) == 99):
-        what = f"several columns of images, {', '.join(best)}, and none called image" if best else "no labelled images"
+    if dotted := next((column for column in kinds if re.match(r"\d+\.", column)), None):
+        raise ValueError(
+            f"{name}: names of files in its tars have dots before their ending, such as {dotted}, where the name of a "
+            "sample ends; rename them without"
+        )
+    equal = [column for column in best if _rank(column, IMAGES) == _rank(best[0], IMAGES) < 99]
+    exact = [column for column in equal if "." not in column] or equal
+    if not best or len(exact) > 1 or (len(best) > 1 and not exact):
+        what = (
+            f"several columns of images, {', '.join(best)}, and not one called image" if best else "no labelled images"
+        )
         raise ValueError(f"{name} holds {what}; its columns are {', '.join(features)}")
-    return best[0]
+    return exact[0] if exact else best[0]
 
 
 def label_column(features: datasets.Features, name: str, *, named: bool) -> str:
@@ -219,7 +286,7 @@ def read_labels(
     if not known:
         raise ValueError(f"{name} has no labelled split: {column} is empty in {', '.join(tables)}")
     if all(isinstance(value, str) for value in known):
-        if not (words and all(value.isdigit() for value in known)):
+        if not (words and all(value.isdecimal() for value in known)):
             names = tuple(sorted(known))
             if words and set(map(_spoken, words)) != set(map(_spoken, names)):
                 log.warning("%s: labels are words already, so %s is not read", name, CLASSES)
@@ -227,9 +294,13 @@ def read_labels(
             return {split: _tensor(map(index.get, words)) for split, words in values.items()}, names
     elif any(int(value) != value for value in known):
         raise ValueError(f"{name}: labels are not whole numbers, such as {next(v for v in known if int(v) != v)}")
+    if len({int(value) for value in known}) < len(known):
+        raise ValueError(f"{name}: several classes have one number, such as {min(known, key=int)}; rename them")
     names = words
     if isinstance(kind, datasets.ClassLabel):
-        if words and all(label.isdigit() for label in kind.names):  # of folders, in the order of the alphabet
+        if words and all(label.isdecimal() for label in kind.names):  # of folders, in the order of the alphabet
+            if len(set(map(int, kind.names))) < len(kind.names):
+                raise ValueError(f"{name}: several folders have one number, {', '.join(kind.names[:5])}; rename them")
             values = {
                 split: [None if v is None or v < 0 else kind.names[v] for v in of] for split, of in values.items()
             }
@@ -290,6 +361,8 @@ def read_lines(path: Path, name: str) -> list[str] | None:
     """
     if not path.is_file():
         return None
+    if is_pointer(path):
+        raise ValueError(f"{name}: {path.name} is a pointer of git-LFS, not the file; run `git lfs pull` there")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().split("\n")]
     except UnicodeDecodeError as error:

@@ -31,16 +31,18 @@ from residual.data.hub.layouts import (
     CLASSES,
     TARS,
     TEMPLATES,
+    by_column,
     data_files,
     image_column,
     label_column,
+    named_by_table,
     read_labels,
     read_lines,
     read_templates,
     split_of,
 )  # fmt: skip
 from residual.data.images import DECODING, EncodedImages, decode, encoded_bytes, rank_in_class
-from residual.files import FULL, UNWRITABLE, locked, write_bytes
+from residual.files import FULL, UNWRITABLE, is_pointer, locked, write_bytes
 from residual.network import hub_or_cache, no_network
 
 MANY = 2000  # images, from which on several processes check them
@@ -83,6 +85,8 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
     with _explained(name, source, entry, local=folder is not None):
         loaded = _load(source, layout, None if folder else revision, cache)
     by_folder = layout is not None and layout[0] == "imagefolder"
+    if by_folder:
+        _count_images(where, loaded, name)
     tables, labels, classes = _splits(loaded, read_lines(where / CLASSES, name), name, by_folder=by_folder)
     if entry and (off := abs(sum(map(len, tables.values())) / (entry.train + entry.test) - 1)) > 0.02:
         log.warning("%s has %.0f %% more or fewer labelled images than it should have", name, 100 * off)
@@ -92,6 +96,14 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
     images, whole, excluded = _decodable(table.select(rows.tolist()), rows, split, name, folder)
     templates = read_templates(read_lines(where / TEMPLATES, name), name)
     return HubSplit(replace(images, ground=ground), truth[rows][whole], classes, templates, excluded)
+
+
+def _count_images(folder: Path, loaded: Mapping[str, datasets.Dataset], name: str) -> None:
+    """Warn of images in a folder that its table of labels does not name."""
+    inside, found = named_by_table(folder), sum(map(len, loaded.values()))
+    if inside and found < inside:
+        told = "%s: %d of %d images in the folder are left out, as no table names them"
+        log.warning(told, name, inside - found, inside)
 
 
 def _rows_of(
@@ -131,7 +143,9 @@ def _decodable(
         message = "%s, %s: %d of %d images cannot be decoded and are left out: %s"
         log.warning(message, name, split, len(excluded), len(table), shown)
     if broken.all():
-        raise ValueError(f"{name}: not one image of {split} can be decoded")
+        first = next(iter(encoded[0].values())) or {}
+        pointer = "; they are pointers of git-LFS: run `git lfs pull` there" * is_pointer(Path(first.get("path") or ""))
+        raise ValueError(f"{name}: not one image of {split} can be decoded{pointer}")
     whole = (~broken).nonzero()[:, 0]
     return EncodedImages(encoded, checksums, whole), whole, excluded
 
@@ -175,6 +189,8 @@ def _splits(
     tables = {ours: loaded[theirs] for theirs in loaded if (ours := split_of(theirs))}
     if not tables and len(loaded) == 1:
         tables = {"train": next(iter(loaded.values()))}
+    if len(tables) == 1:
+        tables = by_column(next(iter(tables.values()))) or tables
     if not tables:
         raise ValueError(f"{name} has no split called train or test; its splits are {', '.join(loaded)}")
     image = image_column(next(iter(tables.values())).features, name)
