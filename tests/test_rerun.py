@@ -28,6 +28,7 @@ from edition.pages import (
     chapter_defaults,
     chapter_path,
     chapters,
+    code_cells,
     find_profile,
     project_root,
     read_profile,
@@ -317,6 +318,17 @@ def _converted(text: Path) -> Path:
     draft = text.with_name("draft.ipynb")
     jupytext.write(jupytext.read(text), draft)
     return draft
+
+
+@pytest.mark.parametrize("chapter", chapters())
+def test_cells_are_read_as_jupytext_reads_them(chapter):
+    path = chapter_path(chapter)
+    theirs = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+    ours = code_cells(path.read_text())
+    assert [cell.source for cell in ours] == [cell.source for cell in theirs]
+    assert [cell.options.get("tags", []) for cell in ours] == [cell.metadata.get("tags", []) for cell in theirs]
+    lines = path.read_text().splitlines()
+    assert all(lines[cell.line - 1] == cell.source.splitlines()[0] for cell in ours)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from edition.pages import chapter_defaults, chapter_path, chapters, pages, project_root
+from edition.pages import chapter_defaults, chapter_path, chapters, code_cells, pages, project_root
 
 Fault = tuple[Path, int, str]
 ROLE = re.compile(r"\{(?P<role>doc|numref|ref|eq|cite(?::\w+)?|glue:text)\}`(?P<target>[^`]+)`")
@@ -61,21 +61,14 @@ def _references(path: Path, text: str, labels: set[str], keys: set[str], names: 
 def _glued(text: str) -> set[str] | None:
     """The names that cells glue; None where they are not all written out."""
     names: set[str] = set()
-    for source, _ in _code(text):
-        for call in (node for node in ast.walk(_parsed(source)) if isinstance(node, ast.Call)):
+    for cell in code_cells(text):
+        for call in (node for node in ast.walk(_parsed(cell.source)) if isinstance(node, ast.Call)):
             if getattr(call.func, "attr", getattr(call.func, "id", "")) == "glue":
                 if any(keyword.arg is None for keyword in call.keywords):
                     return None
                 names |= {keyword.arg for keyword in call.keywords}
                 names |= {a.value for a in call.args if isinstance(a, ast.Constant)}
     return names
-
-
-def _code(text: str) -> Iterator[tuple[str, int]]:
-    """The sources of code cells, without their options, and the lines on which they start."""
-    for match in re.finditer(r"^```\{code-cell\}[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        source = re.sub(r"\A(---\n.*?^---\n|(:[^\n]*\n)+)", "", match[1], flags=re.MULTILINE | re.DOTALL)
-        yield source, _line(text, match.end(1) - len(source))
 
 
 def _parsed(source: str) -> ast.Module:
@@ -86,11 +79,11 @@ def _parsed(source: str) -> ast.Module:
 
 
 def _cells(path: Path, text: str) -> Iterator[Fault]:
-    for source, line in _code(text):
+    for cell in code_cells(text):
         try:
-            ast.parse(source)
+            ast.parse(cell.source)
         except SyntaxError as error:
-            yield path, line + (error.lineno or 1) - 1, f"this is not Python: {error.msg}"
+            yield path, cell.line + (error.lineno or 1) - 1, f"this is not Python: {error.msg}"
 
 
 def _pages(root: Path, texts: dict[Path, str]) -> Iterator[Fault]:

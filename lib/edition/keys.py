@@ -13,9 +13,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import jupytext
-
-from edition.pages import chapter_defaults, chapter_path, chapters, project_root, read_profile
+from edition.pages import chapter_defaults, chapter_path, chapters, code_cells, project_root, read_profile
 from residual.code import without_docstrings
 
 LIBRARY = Path(__file__).parent.parent
@@ -24,8 +22,7 @@ LIBRARY = Path(__file__).parent.parent
 def chapter_key(chapter: str, profile: Path) -> dict[str, str]:
     """The hash of everything that a chapter's results depend on, by its name."""
     path = chapter_path(chapter)
-    cells = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "code"]
-    source = "\n".join(cells)
+    source = "\n".join(cell.source for cell in code_cells(path.read_text(encoding="utf-8")))
     files = sorted(_reached(_imports(ast.parse(source))))
     facts = {"code of the chapter": _hash(without_docstrings(source).encode())}
     parameters = chapter_defaults(path) | read_profile(profile, chapter)
