@@ -137,7 +137,7 @@ rule book:
         references="book/references.bib",
         config="_config.yml",
         toc="_toc.yml",
-        style="book/_static/custom.css",
+        style=["book/_static/custom.css", "book/_static/code.js"],
         slurm="profiles/slurm/config.yaml",
     output:
         f"_build/site/{PROFILE}/_build/html/index.html",
@@ -152,9 +152,9 @@ rule book:
         """
         strict=$(compgen -G '{params.runs}/*.failed' > /dev/null || echo '-n -W --keep-going')
         rm -rf {params.site} && mkdir -p {params.site}
-        cp {input.plain} {input.references} {input.config} {input.toc} {input.style} {input.slurm} {params.site}
+        cp {input.plain} {input.references} {input.config} {input.toc} {input.slurm} {params.site}
+        mkdir {params.site}/_static && cp {input.style} {params.site}/_static
         {PYTHON} -m edition.assemble {params.pairs} {params.site} > {log} 2>&1
-        mkdir {params.site}/_static && mv {params.site}/custom.css {params.site}/_static
         {JUPYTER_BOOK} build $strict --quiet {params.site} >> {log} 2>&1
         if test -d _build/results/{PROFILE}/explorer; then cp -r _build/results/{PROFILE}/explorer {params.site}/_build/html; fi
         """

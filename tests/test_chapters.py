@@ -102,7 +102,7 @@ def test_an_empty_value_is_an_empty_text(monkeypatch):
 
     monkeypatch.setattr("edition.execute.execute_chapter", lambda source, out, values, cells: given.update(values))
     assert main(["semantics", "-p", "dictionary", "", "-p", "images", "300", "--cells", "none"]) == 0
-    assert given == {"dictionary": "", "images": 300}
+    assert (given["dictionary"], given["images"]) == ("", 300)
     check_parameters(**given)
 
 

@@ -9,6 +9,8 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
+PROMPTS = {"parameters": "Parameters", "injected-parameters": "Parameters of this run"}
+
 
 def assembled(text: Path, executed: Path) -> NotebookNode:
     """A chapter as its text is now, with the outputs of its run; the run itself where the code has changed since."""
@@ -21,6 +23,7 @@ def assembled(text: Path, executed: Path) -> NotebookNode:
     outputs = [cell for cell in outputs if cell not in injected]
     cells = [cell for cell in page.cells if cell.cell_type == "code"]
     if [cell.source for cell in cells] != [cell.source for cell in outputs]:
+        fold_code(run)
         return run
     for cell, done in zip(cells, outputs, strict=True):
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
@@ -29,7 +32,25 @@ def assembled(text: Path, executed: Path) -> NotebookNode:
     first = next((i for i, cell in enumerate(page.cells) if "parameters" in cell.metadata.get("tags", ())), 0)
     page.cells[first + 1 : first + 1] = injected
     page.metadata["kernelspec"] = run.metadata["kernelspec"]
+    fold_code(page)
     return page
+
+
+def fold_code(notebook: NotebookNode) -> None:
+    """Fold the code of every cell, which a reader opens, cell by cell or all at once."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    in_force = any("injected-parameters" in cell.metadata.get("tags", ()) for cell in code)
+    for cell in code:
+        tags = cell.metadata.setdefault("tags", [])
+        if "parameters" in tags and in_force:  # papermill's cell has the values in force
+            cell.metadata["tags"] = tags = ["parameters", "remove-input"]
+        if not any(tag.startswith(("hide-", "remove-")) for tag in tags):
+            tags.append("hide-input")
+        prompt = next((text for tag, text in PROMPTS.items() if tag in tags), "")
+        prompt = prompt or ("Set-up" if "Chapter(" in cell.source else "")
+        if prompt:
+            shown = {"code_prompt_show": prompt, "code_prompt_hide": prompt}
+            cell.metadata["mystnb"] = cell.metadata.get("mystnb", {}) | shown
 
 
 def main(arguments: list[str]) -> None:

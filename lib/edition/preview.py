@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+
+from edition.assemble import fold_code
 from edition.pages import project_root
 
 log = logging.getLogger(__name__)
@@ -22,10 +25,14 @@ def build_page(notebook: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "_static").mkdir(parents=True)
     for source, target in (
-        (notebook, notebook.name), (root / "_config.yml", ""), (root / "book/references.bib", ""),
+        (root / "_config.yml", ""), (root / "book/references.bib", ""),
         (root / "book/references.md", ""), (root / "book/_static/custom.css", "_static"),
+        (root / "book/_static/code.js", "_static"),
     ):  # fmt: skip
         shutil.copy(source, folder / target)
+    page = nbformat.read(notebook, as_version=4)
+    fold_code(page)
+    nbformat.write(page, folder / notebook.name)
     chapters = "chapters:\n- file: references\n" if notebook.stem != "references" else ""
     (folder / "_toc.yml").write_text(f"format: jb-book\nroot: {notebook.stem}\n{chapters}")
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "--quiet", str(folder)]

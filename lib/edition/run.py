@@ -63,7 +63,7 @@ def run_chapter(
         forget_tables(name, source.stem)
     from edition.execute import execute_chapter  # papermill and torch take seconds to import
 
-    execute_chapter(source, out, given, cells=cells)
+    execute_chapter(source, out, parameters, cells=cells)
     return out
 
 
