@@ -1,5 +1,5 @@
 # The run as a graph: units -> chapters -> book. A chapter runs again when what its key names has changed (edition/keys):
-# its code and parameters, the modules it reaches, the tables it reads, the versions. The book puts outputs and present
+# its code and parameters, the modules it reaches, the tables it reads, constraints.txt. The book puts outputs and present
 # prose together. Extractions have checksums of their own.
 import shlex
 import sys

@@ -35,8 +35,8 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
     encoders = f"['{tmp_path / 'dino v2'}@random', mini-openclip]"
     assert main([str(ROOT / "book/dimension.md"), *pairs, "-p", "encoders", encoders, "--out", str(out)]) == 0
     told = capsys.readouterr().out
-    assert f"notebook  {out}\npage      {tmp_path}/html/out.html" in told
-    assert "Residual dimensionality" in (tmp_path / "html/out.html").read_text()
+    assert f"notebook  {out}\npage      {tmp_path}/out-html/page.html" in told
+    assert "Residual dimensionality" in (tmp_path / "out-html/page.html").read_text()
     notebook = jupytext.read(out)
     assert not [o for cell in notebook.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
     table = pd.read_csv(ROOT / "_build/results/test/intrinsic_dimension.csv")

@@ -113,7 +113,7 @@ def test_no_script_of_a_name_runs_in_a_browser(inside, tmp_path):
             Image.new("RGB", (48, 48), (4 * index, 80 * label, 0)).save(folder / f"{index}.png")
     given = {"encoders": [str(encoder)], "dataset": str(tmp_path / "set"), "images": 100}
     for chapter in ("dimension", "heads"):
-        page = build_page(run_chapter(chapter_path(chapter), given))
+        page = build_page(run_chapter(chapter_path(chapter), given)[0])
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
         command = ["chromium", *options, "--virtual-time-budget=4000", page.as_uri()]
         dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
@@ -198,7 +198,7 @@ def test_wrong_profiles_are_told_whole_before_any_job(inside):
     with pytest.raises(ParameterError) as caught:
         build.check_profile(wrong)
     told = str(caught.value)
-    assert "the file: there are no chapters ['dimention']" in told
+    assert "dimention: there are no such chapters" in told
     assert "dimension, pursuit: images = 3: " in told
     assert "heads: seed = 'x': " in told
 

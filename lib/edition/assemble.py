@@ -9,6 +9,8 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
+from residual.code import without_docstrings
+
 PROMPTS = {"parameters": "Parameters", "injected-parameters": "Parameters of this run"}
 
 
@@ -22,7 +24,7 @@ def assembled(text: Path, executed: Path) -> NotebookNode:
     injected = [cell for cell in outputs if "injected-parameters" in cell.metadata.get("tags", ())]
     outputs = [cell for cell in outputs if cell not in injected]
     cells = [cell for cell in page.cells if cell.cell_type == "code"]
-    if [cell.source for cell in cells] != [cell.source for cell in outputs]:
+    if list(map(_code, cells)) != list(map(_code, outputs)):
         fold_code(run)
         return run
     for cell, done in zip(cells, outputs, strict=True):
@@ -34,6 +36,14 @@ def assembled(text: Path, executed: Path) -> NotebookNode:
     page.metadata["kernelspec"] = run.metadata["kernelspec"]
     fold_code(page)
     return page
+
+
+def _code(cell: NotebookNode) -> str:
+    """What a cell does, apart from comments and layout, as in a chapter's key."""
+    try:
+        return without_docstrings(cell.source)
+    except SyntaxError:  # IPython's own, such as %magic
+        return cell.source
 
 
 def fold_code(notebook: NotebookNode) -> None:

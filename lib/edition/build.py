@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from edition.check import told_faults
 from edition.display import Display, tail
 from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
@@ -25,7 +27,7 @@ PATIENCE = 30  # seconds in which jobs may end by themselves after Ctrl-C
 def check_profile(profile: Path) -> None:
     """Raises ParameterError, before any job, for wrong parameters of chapters, and for what cannot be had offline."""
     unknown = sorted(set(yaml.safe_load(profile.read_text()) or ()) - set(chapters()))
-    wrong: dict[str, list[str]] = {f"there are no chapters {unknown}": ["the file"]} if unknown else {}
+    wrong: dict[str, list[str]] = {"there are no such chapters": unknown} if unknown else {}
     wanted: dict[tuple[str, str], None] = {}
     for chapter in chapters():
         try:
@@ -68,14 +70,16 @@ def _out_of_reach(wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(kind, name) for kind, name in remote if not is_cached(kind, name)] if no_network() else []
 
 
-def _command(args: argparse.Namespace, profile: Path, more: list[str], *, dry: bool) -> list[str]:
+def _command(args: argparse.Namespace, profile: Path, more: list[str]) -> list[str]:
     root = project_root()
     command = [sys.executable, "-m", "snakemake", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
-    if not dry:  # a lock that ends with its process, in place of Snakemake's, which a killed run would leave behind
+    if args.dry_run:
+        command += ["--dry-run"]
+    else:  # a lock that ends with its process, in place of Snakemake's, which a killed run would leave behind
         alone = Path(__file__).with_name("alone.py")
         command = [sys.executable, str(alone), str(root / "_build/.lock"), *command]
     command += ["units"] if args.units else []
-    command += [] if "--profile" in more else ["--cores", str(args.cores or "all")]
+    command += [] if any(word.startswith("--profile") for word in more) else ["--cores", str(args.cores or "all")]
     command += ["--resources", f"gpu={args.gpus}", "--config", f"profile={profile}"]
     command += [f"device={args.device}"] if args.device else []
     command += ["units=1"] if args.units else []
@@ -86,12 +90,15 @@ def build(args: argparse.Namespace, more: list[str]) -> int:
     """Run the graph with one line for each chapter; returns its exit status."""
     profile = find_profile(args.profile)
     check_profile(profile)
-    dry = "-n" in more or "--dry-run" in more
-    command = _command(args, profile, more, dry=dry)
-    if dry:
+    if faults := told_faults():
+        raise ParameterError("\n".join(["pages have faults:", *faults]))
+    command = _command(args, profile, more)
+    if args.dry_run:
         return subprocess.run(command, cwd=project_root(), check=False).returncode
     logs = project_root() / "_build/logs" / profile.stem
     logs.mkdir(parents=True, exist_ok=True)
+    _check_alone()
+    _forget_failures(profile.stem)
     log = logs / "snakemake.log"
     with log.open("w") as file, Display(profile.stem, logs, log) as display:
         process = subprocess.Popen(command, cwd=project_root(), stdout=file, stderr=file, start_new_session=True)
@@ -104,6 +111,25 @@ def build(args: argparse.Namespace, more: list[str]) -> int:
             raise
         display.update()
     return _tell(process.returncode, log, logs, display, units=args.units)
+
+
+def _check_alone() -> None:
+    """Raises ParameterError while another run of this project holds its lock; see alone.py."""
+    path = project_root() / "_build/.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ParameterError(f"another run of this project is active here ({path} is locked)") from None
+
+
+def _forget_failures(profile: str) -> None:
+    """Let chapters that failed in an earlier run, or whose notebooks are damaged, run again."""
+    for run in (project_root() / "_build/runs" / profile).glob("*.ipynb"):
+        failed = run.with_name(f"{run.name}.failed")
+        if failed.is_file() or not run.read_text(errors="replace").rstrip().endswith("}"):
+            run.unlink()
+            failed.unlink(missing_ok=True)
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -120,17 +146,17 @@ def _stop(process: subprocess.Popen) -> None:
 
 def _tell(status: int, log: Path, logs: Path, display: Display, *, units: bool) -> int:
     """The last words of a run: where the book is, or what failed and where it is told."""
-    text = log.read_text(errors="replace")
+    text, html = log.read_text(errors="replace"), project_root() / "_build/html"
     if status == 0:
-        print("All units are there." if units else f"Open {project_root() / '_build/html/index.html'}")
+        print("All units are there." if units else f"Open {html / 'index.html'}")
         return 0
+    told = [line for line in text.splitlines() if line.startswith("error:")]
+    others = [project_root() / name for name in re.findall(r"log: (\S+) \(check", text)]
+    told += [f"{tail(path)}\n  log: {path}" for path in others if path.is_file()]
     for chapter in display.failed:
-        print(f"{chapter}: {tail(logs / f'{chapter}.log')}\n  log: {logs / f'{chapter}.log'}", file=sys.stderr)
-    if not display.failed:
-        told = [line for line in text.splitlines() if line.startswith("error:")]
-        others = [Path(name) for name in re.findall(r"log: (\S+) \(check", text)]
-        failed = [f"{tail(path)}\n  log: {path}" for path in others if path.is_file()]
-        print("\n".join(told or failed or [tail(log, 15), f"  log: {log}"]), file=sys.stderr)
+        path = logs / f"{chapter}.log"
+        told.append(f"{chapter}: {tail(path, 1)}\n  page: {html / f'{chapter}.html'}\n  log: {path}")
+    print("\n".join(told or [tail(log, 15), f"  log: {log}"]), file=sys.stderr)
     return status
 
 
@@ -142,9 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="where chapters compute, such as cuda")
     parser.add_argument("--gpus", type=int, default=1, help="how many jobs may use a GPU at once")
     parser.add_argument("--cores", type=int, help="of this machine; by default all")
+    parser.add_argument("-n", "--dry-run", "--dryrun", action="store_true", help="say what would run, and why")
     parser.add_argument("--units", action="store_true", help="extract everything, and run no chapter")
     args, more = parser.parse_known_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.default_int_handler)
     try:
         return build(args, more)
     except (ParameterError, OSError) as error:

@@ -20,6 +20,9 @@ LABELS = re.compile(r"^\s*(?:name|:name|:label): *(\S+)|^\((\S+)\)=|^\$\$ *\((\S
 def faults() -> Iterator[Fault]:
     """Unknown targets of references, citations and values, labels that repeat, and what a new page still needs."""
     root = project_root()
+    if broken := list(_unreadable(root)):
+        yield from broken  # the rest cannot be told before these are mended
+        return
     texts = {path: _body(path.read_text()) for path in sorted((root / "book").glob("*.md"))}
     labels: dict[str, Path] = {}
     for path, text in texts.items():
@@ -33,6 +36,22 @@ def faults() -> Iterator[Fault]:
         yield from _references(path, text, set(labels), keys, {other.stem for other in texts})
         yield from _cells(path, text)
     yield from _pages(root, texts)
+
+
+def _unreadable(root: Path) -> Iterator[Fault]:
+    """Pages that are listed and missing, and cells whose options or parameters cannot be read."""
+    toc = root / "_toc.yml"
+    for name in pages():
+        path = chapter_path(name)
+        if not path.is_file():
+            yield toc, 1, f"there is no book/{name}.md"
+            continue
+        try:
+            chapter_defaults(path)
+        except SyntaxError as error:
+            yield path, 1, f"the cell of parameters is not Python: {error.msg}: {(error.text or '').strip()}"
+        except (yaml.YAMLError, ValueError) as error:
+            yield path, 1, f"a cell's options, or a parameter, cannot be read: {' '.join(str(error).split())}"
 
 
 def _body(text: str) -> str:
@@ -90,10 +109,8 @@ def _pages(root: Path, texts: dict[Path, str]) -> Iterator[Fault]:
     """What a page needs beside its text."""
     toc, intro, slurm = root / "_toc.yml", root / "book/intro.md", root / "profiles/slurm/config.yaml"
     listed = [yaml.safe_load(toc.read_text())["root"], *pages()]
-    names = {path.stem for path in texts}
-    yield from ((toc, 1, f"there is no book/{name}.md") for name in listed if name not in names)
     yield from ((path, 1, "it is not in _toc.yml") for path in texts if path.stem not in listed)
-    for name in (name for name in chapters() if chapter_path(name).is_file()):
+    for name in chapters():
         if f"{{doc}}`{name}`" not in texts[intro]:
             yield intro, 1, f"its table lacks the chapter {name}"
         if "device" not in chapter_defaults(chapter_path(name)) and f"'{name}'" not in slurm.read_text():
@@ -106,10 +123,14 @@ def _line(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
 
 
+def told_faults() -> list[str]:
+    """Every fault in a line, with file and line."""
+    return [f"{path.relative_to(project_root())}:{line}: {told}" for path, line, told in faults()]
+
+
 def main() -> int:
-    found = list(faults())
-    for path, line, told in found:
-        print(f"{path.relative_to(project_root())}:{line}: {told}", file=sys.stderr)
+    found = told_faults()
+    print("\n".join(found), file=sys.stderr, end="\n" * bool(found))
     return 1 if found else 0
 
 

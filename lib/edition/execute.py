@@ -50,6 +50,7 @@ def execute_chapter(source: Path, out: Path, parameters: dict[str, Any], *, cell
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".cost.json").unlink(missing_ok=True)  # of an earlier run
     started = time.monotonic()
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=".draft-"))

@@ -1,7 +1,7 @@
 """What each chapter of the book depends on, so that a change reruns the chapters that it concerns, and no others.
 
 A chapter's key names the code of its cells, its parameters, the modules that it reaches by imports, the files of data
-beside them, the tables that it reads and the installed versions; not prose, captions, docstrings and comments.
+beside them, the tables that it reads and constraints.txt; not prose, captions, docstrings and comments.
 """
 
 from __future__ import annotations
@@ -11,10 +11,19 @@ import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from edition.pages import chapter_defaults, chapter_path, chapters, code_cells, project_root, read_profile
+from edition.pages import (
+    chapter_defaults,
+    chapter_path,
+    chapters,
+    code_cells,
+    missing_tables,
+    project_root,
+    read_profile,
+)
 from residual.code import without_docstrings
 
 LIBRARY = Path(__file__).parent.parent
@@ -43,11 +52,18 @@ def write_keys(profile: Path) -> dict[str, str]:
         path, text = folder / f"{chapter}.json", json.dumps(chapter_key(chapter, profile), indent=1)
         if not path.is_file() or path.read_text() != text:
             path.write_text(text)
-            run = project_root() / f"_build/runs/{profile.stem}/{chapter}.ipynb"
-            if run.is_file() and run.stat().st_mtime >= path.stat().st_mtime:  # the clock was set back
-                os.utime(path, (run.stat().st_mtime + 1,) * 2)
+            _outdate(chapter, profile.stem, path)
+        elif missing_tables(profile.stem, chapter):
+            _outdate(chapter, profile.stem, path)
         paths[chapter] = str(path.relative_to(project_root()))
     return paths
+
+
+def _outdate(chapter: str, profile: str, key: Path) -> None:
+    """Make a key newer than the run of its chapter, even where the clock was set back."""
+    run = project_root() / f"_build/runs/{profile}/{chapter}.ipynb"
+    now = time.time()
+    os.utime(key, (max(now, run.stat().st_mtime + 1) if run.is_file() else now,) * 2)
 
 
 def _module(name: str) -> Path | None:
@@ -110,7 +126,7 @@ def _beside(files: Iterable[Path]) -> list[Path]:
     """Files of data in the folders of modules: catalogues, templates, weights."""
     folders = {file.parent for file in files}
     inside = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
-    data = {path for path in inside if path.suffix not in (".py", ".pyc")}
+    data = {path for path in inside if path.suffix not in (".py", ".pyc", ".md")}
     return sorted(p for p in data if p.parent in folders or not (p.parent / "__init__.py").is_file())
 
 

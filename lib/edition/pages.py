@@ -76,7 +76,7 @@ def find_chapter(given: str) -> Path:
         if path.suffix == ".md" and path.is_file():
             return path
     close = difflib.get_close_matches(given, chapters(), 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise ParameterError(f"there is no chapter {given!r}{hint} Chapters are {', '.join(chapters())}, or give a file")
 
 
@@ -121,7 +121,9 @@ def find_profile(given: str | Path) -> Path:
     if path.is_file():
         raise ParameterError(f"{path} has the name of a profile of the project, {folder / path.name}; rename it")
     names = ", ".join(sorted(file.stem for file in folder.glob("*.yml")))
-    raise ParameterError(f"there is no profile {given} ({path}); give one of {names}, or the path of a YAML file")
+    raise ParameterError(
+        f"there is no profile {path if path.suffix == Path(given).suffix else given}; give one of {names}, or the path of a YAML file"
+    )
 
 
 def read_profile(path: Path, chapter: str) -> dict[str, Any]:
@@ -148,10 +150,12 @@ def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
     The profile's name alone is for runs of the book; another run with its parameters is "mini--rerun". So no rerun
     changes what the book reads. A name that is no profile's stands for itself.
     """
-    profile = parameters["profile"]
-    file = Path(os.environ.get(PROFILE) or project_root() / f"profiles/{profile}.yml")
-    if not file.is_file() or file.stem != profile:
-        return profile
+    profile, root = parameters["profile"], project_root()
+    file = Path(os.environ.get(PROFILE, ""))
+    file = file if file.stem == profile and file.is_file() else root / f"profiles/{profile}.yml"
+    if not file.is_file():
+        of_a_book = (root / "_build/runs" / profile).is_dir()
+        return f"{profile}--rerun" if of_a_book and not os.environ.get(BOOK) else profile
     usual = chapter_defaults(chapter) | read_profile(file, chapter.stem)
     changed = {k: v for k, v in parameters.items() if k not in (*HOW, "profile") and v != usual.get(k)}
     if not changed:
@@ -161,6 +165,14 @@ def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
     if len(name) <= LONGEST and name == whole:
         return name
     return f"{name[:LONGEST]}--{hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:6]}"
+
+
+def missing_tables(run: str, chapter: str) -> list[str]:
+    """The tables that a chapter saved in a run, and that are no longer there."""
+    folder = project_root() / "_build/results" / run
+    listed = folder / SAVED.format(chapter)
+    names = listed.read_text().split() if listed.is_file() else []
+    return [name for name in names if not (folder / name).is_file()]
 
 
 def forget_tables(run: str, chapter: str) -> None:

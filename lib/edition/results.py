@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -81,7 +82,7 @@ def costs(profile: str) -> pd.DataFrame:
     rows = {}
     for chapter in chapters():
         path = project_root() / "_build/runs" / profile / f"{chapter}.cost.json"
-        if path.is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError):  # it has not run, or the file is damaged
             cost = json.loads(path.read_text())
             rows[chapter] = cost["seconds"] / 60, cost["cpu_seconds"] / 60, cost["bytes"] / 1e9
     return pd.DataFrame.from_dict(rows, orient="index", columns=["minutes", "CPU minutes", "GB"])

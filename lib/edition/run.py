@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -36,8 +37,12 @@ do the same with a notebook that `jupytext --to ipynb` made of the chapter.
 def checked_parameters(source: Path, given: dict[str, Any]) -> dict[str, Any]:
     """All parameters of a chapter, defaults included. Raises ParameterError for wrong values and unknown names."""
     defaults = chapter_defaults(source)
+    if not defaults:
+        raise ParameterError(f"{source.name} has no parameters, and nothing to run")
     if unknown := sorted(set(given) - set(defaults)):
-        raise ParameterError(f"{source.name} has no parameters {unknown}; it has {sorted(defaults) or 'none'}")
+        close = difflib.get_close_matches(unknown[0], defaults, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        raise ParameterError(f"{source.name} has no parameters {unknown}{hint} it has {sorted(defaults)}")
     check_parameters(**defaults | given)
     return defaults | given
 
@@ -45,8 +50,8 @@ def checked_parameters(source: Path, given: dict[str, Any]) -> dict[str, Any]:
 def run_chapter(
     source: Path, given: dict[str, Any], *, profile: Path | None = None, out: Path | None = None,
     cells: Path | None = None,
-) -> Path:  # fmt: skip
-    """Execute a chapter with parameters that differ from its text's; returns its notebook.
+) -> tuple[Path, str]:  # fmt: skip
+    """Execute a chapter with parameters that differ from its text's; returns its notebook and the name of the run.
 
     profile: the file that they come from, with which the name of the run compares them. out: where the notebook goes,
     by default _build/reruns/<name of the run>. cells: see `execute_chapter`; given for a run of the book.
@@ -55,16 +60,18 @@ def run_chapter(
     parameters = checked_parameters(source, given)
     if profile:
         os.environ[PROFILE] = str(profile)
+        if parameters.get("profile") != profile.stem:
+            raise ParameterError(f"profile = {parameters['profile']!r} is not that of {profile}; leave it out")
     if cells:
         os.environ[BOOK] = "1"
-    name = run_name(source, parameters) if "profile" in parameters else source.stem
+    name = run_name(source, parameters)
     out = out or project_root() / "_build/reruns" / name / f"{source.stem}.ipynb"
     if cells:
         forget_tables(name, source.stem)
     from edition.execute import execute_chapter  # papermill and torch take seconds to import
 
     execute_chapter(source, out, parameters, cells=cells)
-    return out
+    return out, name
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,20 +90,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _value(name: str, text: str) -> Any:
+    """A parameter's value from the command line, as YAML; an empty one is an empty text."""
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{name} = {text!r} is not YAML: {' '.join(str(error).split())}") from error
+
+
 def _carry_out(args: argparse.Namespace) -> None:
     source = find_chapter(args.chapter)
     profile = find_profile(args.profile) if args.profile else None
     given = read_profile(profile, source.stem) if profile and chapter_defaults(source) else {}
-    given |= {name: yaml.safe_load(value) if value else "" for name, value in args.parameter}
-    out = run_chapter(source, given, profile=profile, out=args.out, cells=args.cells)
+    given |= {name: _value(name, text) for name, text in args.parameter}
+    out, name = run_chapter(source, given, profile=profile, out=args.out, cells=args.cells)
     if args.cells:
         return
     from edition.preview import build_page
 
     print(f"notebook  {out}\npage      {build_page(out)}")
-    results = project_root() / "_build/results" / out.parent.name
-    if results.is_dir():
-        print(f"results   {results}")
+    print(f"results   {project_root() / '_build/results' / name}")
 
 
 def main(arguments: list[str] | None = None) -> int:
