@@ -48,7 +48,7 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-p", "image", "3"], "no parameters ['image']; it has"),
+        (["-p", "image", "3"], "no parameters ['image']; did you mean 'images'? it has"),
         (["-p", "images", "many"], "images = 'many': Input should be a valid integer"),
         (["-p", "images", "3"], "greater than or equal to 100"),
         (["-p", "dataset", "imagenot"], "dataset = 'imagenot': unknown data set"),
@@ -212,7 +212,7 @@ def test_cells_of_chapters_are_short():
 def site():
     """The book, built with the smallest profile, in place of no other: it goes to _build/site/tiny."""
     target = "_build/site/tiny/_build/html/index.html"
-    command = [sys.executable, "-m", "snakemake", target, "--quiet", "rules", "--cores", "all"]
+    command = [sys.executable, "-m", "snakemake", target, "--quiet", "rules", "--cores", "all", "--rerun-incomplete"]
     command += ["--config", "profile=tiny"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

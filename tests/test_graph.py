@@ -119,7 +119,7 @@ def test_costs_are_those_of_the_encoder():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["none"], "none.yml"), (["tiny", "--run", "x"], "tiny has no job 'x'; --list shows them")],
+    [(["none"], "no profile none; give one of"), (["tiny", "--run", "x"], "tiny has no job 'x'; --list shows them")],
 )
 def test_a_wrong_plan_is_refused(capsys, arguments, message):
     assert main(arguments) == 2

@@ -121,9 +121,8 @@ def find_profile(given: str | Path) -> Path:
     if path.is_file():
         raise ParameterError(f"{path} has the name of a profile of the project, {folder / path.name}; rename it")
     names = ", ".join(sorted(file.stem for file in folder.glob("*.yml")))
-    raise ParameterError(
-        f"there is no profile {path if path.suffix == Path(given).suffix else given}; give one of {names}, or the path of a YAML file"
-    )
+    shown = path if path.suffix == Path(given).suffix else given
+    raise ParameterError(f"there is no profile {shown}; give one of {names}, or the path of a YAML file")
 
 
 def read_profile(path: Path, chapter: str) -> dict[str, Any]:

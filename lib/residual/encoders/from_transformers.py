@@ -84,6 +84,8 @@ def load(name: str, source: str, pretrained: bool | str, offline: dict | None = 
     saved = pretrained or not offline
     height, width = sides(getattr(config, "vision_config", config).image_size)
     processor = _saved_processor(name, source, folder) if saved else None
+    if processor is None and folder and pretrained:
+        log.warning("%s has no preprocessor_config.json; its size, mean and deviation are taken for the usual", name)
     if processor is not None:
         _check_processor(processor, read_tower(model, name), name)
     processor = processor or family.processor(height, width)
@@ -199,9 +201,8 @@ def _too_long(config: hf.PretrainedConfig, tokenizer: Tokenizer, texts: Sequence
 
 
 def _saved_processor(name: str, source: str, folder: Path | None) -> hf.BaseImageProcessor | None:
-    """The image processor saved with a model; None, with a warning, where there is none."""
+    """The image processor saved with a model; None where there is none."""
     if folder and not any((folder / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")):
-        log.warning("%s has no preprocessor_config.json; its size, mean and deviation are taken for the usual", name)
         return None
     with clear_errors(name, folder):
         return hf.AutoImageProcessor.from_pretrained(source)
