@@ -1,6 +1,6 @@
 // One switch for the folded code of a page, which other pages remember.
 document.addEventListener("DOMContentLoaded", () => {
-  const cells = document.querySelectorAll("details.hide.above-input");
+  const cells = document.querySelectorAll("details.hide.above-input, details.hide.above-cell");
   const title = document.querySelector("article h1");
   if (!cells.length || !title) return;
   const button = document.createElement("button");

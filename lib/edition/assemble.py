@@ -54,6 +54,8 @@ def fold_code(notebook: NotebookNode) -> None:
         tags = cell.metadata.setdefault("tags", [])
         if "parameters" in tags and in_force:  # papermill's cell has the values in force
             cell.metadata["tags"] = tags = ["parameters", "remove-input"]
+        if "hide-output" in tags:  # a long computation, whose output is progress
+            tags[tags.index("hide-output")] = "hide-cell"
         if not any(tag.startswith(("hide-", "remove-")) for tag in tags):
             tags.append("hide-input")
         prompt = next((text for tag, text in PROMPTS.items() if tag in tags), "")
