@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,17 @@ def folders(tmp_path_factory):
     for kind in FAMILIES:
         write_config(root / kind, kind)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _own_environment():
+    """Chapters that a test runs leave nothing in the environment of the next."""
+    before = dict(os.environ)
+    yield
+    for name in {*os.environ, *before}:
+        if name.startswith(("RESIDUAL_", "JUPYTER_")):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})
 
 
 @pytest.fixture

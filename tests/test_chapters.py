@@ -12,6 +12,7 @@ from pathlib import Path
 import jupytext
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from conftest import write_config
 from edition.chapter import Chapter
@@ -212,9 +213,12 @@ def test_cells_of_chapters_are_short():
 def site():
     """The book, built with the smallest profile, in place of no other: it goes to _build/site/tiny."""
     target = "_build/site/tiny/_build/html/index.html"
+    (ROOT / "_build").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "snakemake", target, "--quiet", "rules", "--cores", "all", "--rerun-incomplete"]
     command += ["--config", "profile=tiny"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command.append("--nolock")
+    with FileLock(ROOT / "_build/.tiny.lock"):  # another process of tests may be building it
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     again = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Nothing to be done" in again.stdout + again.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import yaml
 
 from edition.check import told_faults
@@ -21,7 +23,7 @@ from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
 
 KEPT = "What was extracted, trained and run so far is kept: the same command goes on from there."
-PATIENCE = 30  # seconds in which jobs may end by themselves after Ctrl-C
+PATIENCE = 10  # seconds in which jobs may end by themselves after Ctrl-C
 
 
 def check_profile(profile: Path) -> None:
@@ -133,15 +135,23 @@ def _forget_failures(profile: str) -> None:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End the run and all that it started."""
-    for sign, seconds in ((signal.SIGINT, PATIENCE), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(seconds)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """End the run and all that it started, kernels too, which have sessions of their own."""
+    started = _family(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, alive = psutil.wait_procs(started, PATIENCE)
+    for one in {*alive, *(child for parent in alive for child in _family(parent.pid))}:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all below it."""
+    try:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _tell(status: int, log: Path, logs: Path, display: Display, *, units: bool) -> int:
