@@ -182,7 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--units", action="store_true", help="extract everything, and run no chapter")
     args, more = parser.parse_known_args(arguments)
     for sign in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, signal.default_int_handler)
+        if signal.getsignal(sign) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(sign, signal.default_int_handler)
     try:
         return build(args, more)
     except (ParameterError, OSError) as error:
