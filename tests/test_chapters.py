@@ -215,8 +215,7 @@ def site():
     target = "_build/site/tiny/_build/html/index.html"
     (ROOT / "_build").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "snakemake", target, "--quiet", "rules", "--cores", "all", "--rerun-incomplete"]
-    command += ["--config", "profile=tiny"]
-    command.append("--nolock")
+    command += ["--nolock", "--config", "profile=tiny"]
     with FileLock(ROOT / "_build/.tiny.lock"):  # another process of tests may be building it
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -28,16 +28,17 @@ PATIENCE = 10  # seconds in which jobs may end by themselves after Ctrl-C
 
 def check_profile(profile: Path) -> None:
     """Raises ParameterError, before any job, for wrong parameters of chapters, and for what cannot be had offline."""
-    unknown = sorted(set(yaml.safe_load(profile.read_text()) or ()) - set(chapters()))
+    names = chapters()
+    unknown = sorted(set(yaml.safe_load(profile.read_text()) or ()) - set(names))
     wrong: dict[str, list[str]] = {"there are no such chapters": unknown} if unknown else {}
     wanted: dict[tuple[str, str], None] = {}
-    for chapter in chapters():
+    for chapter in names:
         try:
             wanted |= dict.fromkeys(_names(chapter_parameters(chapter, profile)))
         except ParameterError as error:
             wrong.setdefault(str(error), []).append(chapter)
     if wrong:
-        lines = (f"{', '.join(names)}: {message}" for message, names in wrong.items())
+        lines = (f"{', '.join(where)}: {message}" for message, where in wrong.items())
         raise ParameterError(f"{profile} has wrong parameters:\n" + "\n".join(lines))
     if missing := _out_of_reach(list(wanted)):
         from residual.network import no_network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -12,7 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from edition.pages import chapters, project_root
+from edition.pages import chapters, project_root, read_cost
 
 
 class Display:
@@ -29,7 +28,7 @@ class Display:
         self.progress = Progress(*text, console=self.console, transient=True, refresh_per_second=2, disable=self.plain)
         self.started = time.time()
         self.chapters = chapters()
-        self.expected = {name: seconds for name in self.chapters if (seconds := self._cost(name))}
+        self.expected = {name: cost["seconds"] for name in self.chapters if (cost := read_cost(profile, name))}
         self.running: dict[str, tuple[float, TaskID]] = {}
         self.ended: set[str] = set()
         self.failed: list[str] = []
@@ -92,12 +91,6 @@ class Display:
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False)
-
-    def _cost(self, chapter: str) -> float | None:
-        try:
-            return json.loads((self.runs / f"{chapter}.cost.json").read_text())["seconds"]
-        except (OSError, ValueError, KeyError):
-            return None
 
 
 def clock(seconds: float) -> str:

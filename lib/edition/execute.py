@@ -89,16 +89,11 @@ def _write_cost(out: Path, cells: int, seconds: float) -> None:
 
 
 def _tidy(out: Path) -> None:
-    """Fold the cell of parameters that papermill adds, like the one it stands for, and remove progress bars.
-
-    Bars are widgets, for which a page would ask another host for scripts.
-    """
+    """Remove progress bars, which are widgets, for which a page would ask another host for scripts."""
     if not out.is_file():
         return
     notebook = nbformat.read(out, as_version=4)
     for cell in notebook.cells:
-        if "injected-parameters" in cell.metadata.get("tags", ()):
-            cell.metadata["tags"].append("hide-input")
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", ())]
     notebook.metadata.pop("widgets", None)

@@ -6,8 +6,10 @@ Imports no encoder and no torch, so that the graph of a run is known at once.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -168,19 +170,28 @@ def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
 
 def missing_tables(run: str, chapter: str) -> list[str]:
     """The tables that a chapter saved in a run, and that are no longer there."""
-    folder = project_root() / "_build/results" / run
-    listed = folder / SAVED.format(chapter)
-    names = listed.read_text().split() if listed.is_file() else []
-    return [name for name in names if not (folder / name).is_file()]
+    return [path.name for path in _saved_tables(run, chapter) if not path.is_file()]
 
 
 def forget_tables(run: str, chapter: str) -> None:
     """Remove the tables that a chapter saved before in a run, so that no other reads them if it fails now."""
+    for path in _saved_tables(run, chapter):
+        path.unlink(missing_ok=True)
+    (project_root() / "_build/results" / run / SAVED.format(chapter)).unlink(missing_ok=True)
+
+
+def _saved_tables(run: str, chapter: str) -> list[Path]:
+    """The tables that a chapter saved in a run, whether they are still there or not."""
     folder = project_root() / "_build/results" / run
     listed = folder / SAVED.format(chapter)
-    for name in listed.read_text().split() if listed.is_file() else ():
-        (folder / name).unlink(missing_ok=True)
-    listed.unlink(missing_ok=True)
+    return [folder / name for name in listed.read_text().split()] if listed.is_file() else []
+
+
+def read_cost(profile: str, chapter: str) -> dict[str, float]:
+    """What a chapter of the book took, as `execute_chapter` wrote it; empty for none, and for a damaged file."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((project_root() / f"_build/runs/{profile}/{chapter}.cost.json").read_text())
+    return {}
 
 
 def _words(value: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import platform
 import subprocess
@@ -13,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from edition.pages import SAVED, chapters, project_root
+from edition.pages import SAVED, chapters, project_root, read_cost
 from residual.files import replacing
 
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers", "scikit-learn", "numpy")
@@ -81,9 +79,7 @@ def costs(profile: str) -> pd.DataFrame:
     """What each chapter of the book's run took: minutes, CPU minutes and memory of its process, in the book's order."""
     rows = {}
     for chapter in chapters():
-        path = project_root() / "_build/runs" / profile / f"{chapter}.cost.json"
-        with contextlib.suppress(OSError, ValueError, KeyError):  # it has not run, or the file is damaged
-            cost = json.loads(path.read_text())
+        if cost := read_cost(profile, chapter):
             rows[chapter] = cost["seconds"] / 60, cost["cpu_seconds"] / 60, cost["bytes"] / 1e9
     return pd.DataFrame.from_dict(rows, orient="index", columns=["minutes", "CPU minutes", "GB"])
 

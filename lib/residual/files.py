@@ -106,10 +106,15 @@ def read_state(path: Path) -> dict[str, Any] | None:
 
 def is_pointer(path: Path) -> bool:
     """Whether a file is what git-LFS leaves in the place of one that it has not fetched."""
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size >= 1024:  # by its specification, it is smaller
         return False
     with path.open("rb") as file:
         return file.read(len(POINTER)) == POINTER
+
+
+def pointer_fault(path: Path) -> str:
+    """What is wrong with a file that git-LFS has not fetched, and what to do."""
+    return f"{path} is a pointer of git-LFS, not the file; run `git lfs pull` in {path.parent}, or download it"
 
 
 def checksum(path: Path) -> str | None:

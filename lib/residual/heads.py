@@ -52,9 +52,8 @@ def head_dimensions(
     rows = (read_state(path) or {"rows": []})["rows"]
     heads = list(product(*map(range, units.head_grid)))
     label = f"dimension of the heads of {units.manifest.encoder}"
-    estimate = partial(
-        two_nn, precision=torch.float32
-    )  # of the forward pass, whose rounding differs from batch to batch
+    # The precision of the forward pass, whose rounding differs from batch to batch.
+    estimate = partial(two_nn, precision=torch.float32)
     for layer, head in tqdm(heads[len(rows) :], desc=label, unit="head", disable=not progress):
         samples = units.head_coordinates(layer, head).to(device)
         linear, nonlinear = pca_dimension(spectra.eigenvalues[layer, head]), estimate(samples)

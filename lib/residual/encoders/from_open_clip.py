@@ -80,10 +80,10 @@ def _model(name: str, model_name: str, tag: str | None, probe: nn.Module, *, pre
             open_clip.load_checkpoint(model, str(files[0]))
             return model
     weights = read_weights(files, name)
-    prefix, others = without_prefix(weights)
     try:
         _fill(model, weights)
     except RuntimeError as error:
+        prefix, others = without_prefix(weights)
         if not prefix or not probe.state_dict().keys() <= others.keys():
             _explain_misfit(name, probe, {key: value.shape for key, value in weights.items()}, error)
         log.warning("%s: names of weights begin with %r, which is left out", name, prefix)

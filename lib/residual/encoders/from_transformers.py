@@ -139,8 +139,8 @@ def _pretrained(name: str, source: str, family: Family, config: hf.PretrainedCon
         else:
             weights = read_weights(weight_files(folder, name), name)
             model, wrong, theirs = _fitted(family, config, None, weights)
-            prefix, others = without_prefix(weights)
-            if wrong and prefix and not (found := _fitted(family, config, None, others))[1]:
+            prefix, others = without_prefix(weights) if wrong else ("", {})
+            if prefix and not (found := _fitted(family, config, None, others))[1]:
                 log.warning("%s: names of weights begin with %r, which is left out", name, prefix)
                 model, wrong, theirs = found
     if wrong or theirs:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from residual.files import is_pointer
+from residual.files import is_pointer, pointer_fault
 
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 NAMES = (  # that libraries give to a model's weights, the preferred first; shards have "-00001-of-00002" in theirs
@@ -68,7 +68,7 @@ def check_folder(folder: Path) -> None:
     """Raises WeightsError where git left a pointer in the place of a configuration or a tokenizer."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in ENDINGS and is_pointer(path):
-            raise WeightsError(_pointer(path))
+            raise WeightsError(pointer_fault(path))
 
 
 def check_files(files: Collection[Path], name: str) -> None:
@@ -80,11 +80,7 @@ def check_files(files: Collection[Path], name: str) -> None:
         )
     for path in files:
         if is_pointer(path):
-            raise WeightsError(_pointer(path))
-
-
-def _pointer(path: Path) -> str:
-    return f"{path} is a pointer of git-LFS, not the file; run `git lfs pull` in {path.parent}, or download it"
+            raise WeightsError(pointer_fault(path))
 
 
 def read_weights(files: Iterable[Path], name: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from glob import escape
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from jaxtyping import Int64
 from torch import Tensor
 
-from residual.files import is_pointer
+from residual.files import is_pointer, pointer_fault
 
 SPLIT_WORDS = {
     "train": ("train", "training", "trainset"),
@@ -99,9 +99,7 @@ def _check_one_kind(folder: Path, near: list[Path]) -> None:
 def _check_names(folder: Path, near: list[Path]) -> None:
     """Raises ValueError for files that git-LFS has not fetched, and for names that `datasets` passes over."""
     if pointer := next(filter(is_pointer, near), None):
-        raise ValueError(
-            f"{folder.name}: {pointer.relative_to(folder)} is a pointer of git-LFS, not the file; run `git lfs pull`"
-        )
+        raise ValueError(f"{folder.name}: {pointer_fault(pointer)}")
     if hidden := next((path for path in near if path.name.startswith("__")), None):
         raise ValueError(f"{folder.name}: `datasets` passes over {hidden.name}, as its name starts with __; rename it")
 
@@ -294,13 +292,11 @@ def read_labels(
             return {split: _tensor(map(index.get, words)) for split, words in values.items()}, names
     elif any(int(value) != value for value in known):
         raise ValueError(f"{name}: labels are not whole numbers, such as {next(v for v in known if int(v) != v)}")
-    if len({int(value) for value in known}) < len(known):
-        raise ValueError(f"{name}: several classes have one number, such as {min(known, key=int)}; rename them")
+    _check_numbers(known, "classes", name)
     names = words
     if isinstance(kind, datasets.ClassLabel):
         if words and all(label.isdecimal() for label in kind.names):  # of folders, in the order of the alphabet
-            if len(set(map(int, kind.names))) < len(kind.names):
-                raise ValueError(f"{name}: several folders have one number, {', '.join(kind.names[:5])}; rename them")
+            _check_numbers(kind.names, "folders", name)
             values = {
                 split: [None if v is None or v < 0 else kind.names[v] for v in of] for split, of in values.items()
             }
@@ -318,6 +314,13 @@ def read_labels(
     if words and min(int(n[n >= 0].min()) for n in labels.values() if (n >= 0).any()) > 0:
         log.warning("%s: no class has the number 0, the first line of %s, %r", name, CLASSES, names[0])
     return labels, tuple(names)
+
+
+def _check_numbers(numbers: Collection[object], what: str, name: str) -> None:
+    """Raises ValueError where several are one number, as "0" and "00"."""
+    if len(set(map(int, numbers))) < len(numbers):
+        shown = ", ".join(sorted(map(str, numbers))[:5])
+        raise ValueError(f"{name}: several {what} have one number, such as two of {shown}; rename them")
 
 
 def _plain(value: object) -> object:
@@ -362,7 +365,7 @@ def read_lines(path: Path, name: str) -> list[str] | None:
     if not path.is_file():
         return None
     if is_pointer(path):
-        raise ValueError(f"{name}: {path.name} is a pointer of git-LFS, not the file; run `git lfs pull` there")
+        raise ValueError(f"{name}: {pointer_fault(path)}")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().split("\n")]
     except UnicodeDecodeError as error:
