@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -204,6 +205,17 @@ def residual_epoch(device: str) -> None:
         rows[-1]["images_per_second"] = BATCH / seconds["naive"]
 
 
+def write(path: Path) -> None:
+    """Four digits of each second, whole megabytes and images."""
+    digits = {"seconds": "{:.4g}", "mb": "{:.0f}", "images": "{:.0f}", "images_per_second": "{:.0f}"}
+    digits |= {"share_of_peak": "{:.3f}"}
+    table = pd.DataFrame(rows)
+    for name, form in digits.items():
+        if name in table:
+            table[name] = table[name].map(form.format, na_action="ignore")
+    table.to_csv(path, index=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -218,9 +230,10 @@ def main() -> None:
         parts += [lambda: pursuits("cpu"), lambda: residual_epoch("cpu"), lambda: dimensions("cpu")]
     for part in [*parts, lambda: compiling("cuda")]:
         part()
-        pd.DataFrame(rows).to_csv(args.out / "gpu.csv", index=False)
+        write(args.out / "gpu.csv")
     facts = {"card": torch.cuda.get_device_name(0), "torch": torch.__version__, "date": str(datetime.date.today())}
-    facts |= {"bf16_tflops": peak / 1e12, "command": "python benchmarks/gpu.py --out FOLDER --cpu"}
+    facts |= {"transformers": version("transformers"), "open_clip": version("open_clip_torch")}
+    facts |= {"bf16_tflops": round(peak / 1e12), "command": "python benchmarks/gpu.py --out FOLDER --cpu"}
     (args.out / "gpu.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
