@@ -56,6 +56,9 @@ def test_a_verdict_changes_at_its_bounds():
     assert up.verdict(float("nan")) == "inconclusive"
     same = claims()["textspan-is-somp"]
     assert [same.verdict(v) for v in (1.0, 0.99)] == ["supported", "not supported"]
+    assert [up.verdict(0.95, ends) for ends in ((0.9, 1.0), (0.89, 1.0))] == ["supported", "inconclusive"]
+    assert [up.verdict(0.6, ends) for ends in ((0.5, 0.69), (0.5, 0.71))] == ["not supported", "inconclusive"]
+    assert [down.verdict(0.5, ends) for ends in ((0.1, 0.6), (0.1, 0.7))] == ["supported", "inconclusive"]
     row = check("order-agrees", "mini", 0.95, (0.9, 1.0)).iloc[0]
     assert row.tolist() == ["order-agrees", "mini", 0.95, 0.9, 1.0, "supported"]
 

@@ -101,8 +101,14 @@ class Chapter:
 
     def task_units(self, encoder: Encoder, task: str) -> tuple[dict[str, StoredUnits], dict[str, Tensor]]:
         """Units and labels of every split of a task."""
-        name, labels = split_task(task)[0], {split: labels for split, (_, labels) in self.task(task).items()}
-        return {split: self.units(encoder, name, split) for split in SPLITS}, labels
+        units = {split: self.units(encoder, split_task(task)[0], split) for split in SPLITS}
+        return units, self.labels(encoder, task)
+
+    def labels(self, encoder: Encoder, task: str) -> dict[str, Tensor]:
+        """The labels of every split of a task, of the images that an encoder reads."""
+        name, factor = split_task(task)
+        splits = {split: self._extraction(name, split, encoder.name).data() for split in SPLITS}
+        return {split: data.factors[factor].values if factor else data.labels for split, data in splits.items()}
 
     @property
     def folder(self) -> Path:

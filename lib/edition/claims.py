@@ -37,13 +37,15 @@ class Claim(BaseModel):
     because: str
     figure: str
 
-    def verdict(self, value: float) -> Verdict:
+    def verdict(self, value: float, interval: Interval = UNKNOWN) -> Verdict:
+        """Of a statistic, and of its interval if there is one: all of it must be on one side of the bound."""
         sign = 1 if self.better == "higher" else -1
         if not np.isfinite(value):
             return INCONCLUSIVE
-        if sign * value >= sign * self.supported:
+        ends = [sign * end for end in (value, *interval) if np.isfinite(end)]
+        if min(ends) >= sign * self.supported:
             return SUPPORTED
-        return NOT_SUPPORTED if sign * value < sign * self.refuted else INCONCLUSIVE
+        return NOT_SUPPORTED if max(ends) < sign * self.refuted else INCONCLUSIVE
 
 
 @functools.cache
@@ -55,7 +57,7 @@ def claims() -> dict[str, Claim]:
 
 def check(claim: str, model: str, value: float, interval: Interval = UNKNOWN) -> pd.DataFrame:
     """One row of the table of claims, COLUMNS."""
-    row = (claim, model, float(value), *interval, claims()[claim].verdict(float(value)))
+    row = (claim, model, float(value), *interval, claims()[claim].verdict(float(value), interval))
     return pd.DataFrame([row], columns=list(COLUMNS))
 
 

@@ -20,15 +20,15 @@ from residual.alignment import Bases, component_scores
 from residual.data.dataset import Dataset, load_dataset
 from residual.data.hub.catalogue import catalogue
 from residual.data.miniature.sets import ENTRIES, SIZE
-from residual.data.names import SPLITS, dataset_names, split_task
+from residual.data.names import NOISE, SPLITS, dataset_names, split_task
 from residual.encoders.encoder import Encoder
-from residual.encoders.names import SHIPPED, split_tag
+from residual.encoders.names import EMBEDDED, SHIPPED, split_tag
 from residual.extraction import extract, is_extracted
 from residual.files import file_name, locked
 from residual.store import StoredUnits
 
 ALL = 10**9  # images
-SIDE = 224  # pixels, of images drawn for the shipped encoder
+SIDE, BLIP_SIDE = 224, 384  # pixels, of images drawn for encoders that read larger ones than the embedded
 IN_MEMORY = 2 * 10**9  # bytes of component scores; more are kept in files
 
 
@@ -85,8 +85,12 @@ def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
 def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, images: int, **more: bool) -> Extraction:
     options = {"balanced": False, "coordinates": True} | more
     options |= {key: p[key] for key in ("seed", "batch", "precision")}
-    if split_tag(encoder)[0] == SHIPPED and dataset in ENTRIES:  # fewer, and drawn at its own size
+    base = split_tag(encoder)[0]
+    if base == SHIPPED and dataset in ENTRIES:  # fewer, and drawn at its own size
         return Extraction(encoder, dataset, split, min(images, p["shipped_images"]), size=SIDE, **options)
+    if dataset in NOISE.values() and base not in EMBEDDED:  # enlarged, neighbouring pixels would be alike
+        size, count = BLIP_SIDE if base.startswith("BLIP") else SIDE, min(images, ENTRIES[dataset].counts[split])
+        return Extraction(encoder, dataset, split, count, size=size, **options)
     bounded = Extraction(encoder, dataset, split, images, **options)
     whole = replace(bounded, images=ALL, balanced=False)
     return whole if images >= (whole.count() or ALL) else bounded
@@ -103,9 +107,15 @@ def _shapes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
 def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     yield _extraction(encoder, p, p["dataset"], p["split"], p["reference_images"])
     tenth = p | {"shipped_images": p["shipped_images"] // 10}
-    for name in p["others"] or dataset_names():
-        if name != p["dataset"]:
-            yield _extraction(encoder, tenth, name, p["split"], p["images"], coordinates=False)
+    for name in other_sets(p):
+        yield _extraction(encoder, tenth, name, p["split"], p["images"], coordinates=False)
+
+
+def other_sets(p: dict[str, Any]) -> list[str]:
+    """The sets that the reference set is compared with: those asked for, or all; random images as the reading has them."""
+    names = p["others"] or [name for name in dataset_names() if name != NOISE["code"]]
+    names = [NOISE[p["reading"]] if name == NOISE["text"] else name for name in names]
+    return [name for name in dict.fromkeys(names) if name != p["dataset"]]
 
 
 def _tasks(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
@@ -118,12 +128,20 @@ def _tasks_and_parity(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     yield from _tasks(encoder, p | {"tasks": [*p["tasks"], "shapes"]})
 
 
+def _tasks_and_noise(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
+    yield from _tasks(encoder, p)
+    for name in NOISE.values():
+        yield _extraction(encoder, p, name, "train", p["images"], coordinates=False)
+
+
 _EXTRACTIONS = dict.fromkeys(("dimension", "pursuit", "semantics", "heads"), _one_set) | {
     "ground_truth": _shapes,
     "similarity": _reference_and_others,
     "selection": _tasks,
     "alignment": _tasks_and_parity,
     "learned": _tasks,
+    "class_means": _tasks,
+    "text_and_code": _tasks_and_noise,
 }
 
 

@@ -65,7 +65,8 @@ def after(chapter: str) -> tuple[str, ...]:
     """The chapters that a chapter waits for, as it reads their tables, trainings, stored units or costs."""
     if chapter == "costs":
         return tuple(other for other in chapters() if other != chapter)
-    return READS.get(chapter, ()) + ("selection",) * (chapter in ("alignment", "zoo"))
+    units = {"alignment": "selection", "zoo": "selection", "text_and_code": "alignment", "class_means": "dimension"}
+    return READS.get(chapter, ()) + ((units[chapter],) if chapter in units else ())
 
 
 def chapter_path(chapter: str) -> Path:

@@ -46,12 +46,13 @@ def _dictionary(value: str) -> str:
 
 Encoder = Annotated[str, AfterValidator(check_name)]
 DataSet = Annotated[str, AfterValidator(_data_set)]
+READINGS = ("text", "code")  # as residual.selection, which imports torch
 PARAMETERS: dict[str, Any] = {
     "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
     "encoders": Annotated[list[Encoder], Field(min_length=1), AfterValidator(_distinct)],
     "controls": Annotated[list[Encoder], AfterValidator(_distinct)],
     "tasks": Annotated[list[DataSet], Field(min_length=1), AfterValidator(_distinct)],
-    "finetune": list[Annotated[str, StringConstraints(pattern=r"^\S.* on .*\S$")]],  # "encoder on task"
+    "finetune": list[Annotated[str, StringConstraints(pattern=r"^(all|\S.* on .*\S)$")]],  # "encoder on task"
     "dataset": DataSet,
     "reference_images": Annotated[int, Field(ge=100)],
     "shipped_images": Annotated[int, Field(ge=1000)],  # a tenth of them of other sets
@@ -64,6 +65,7 @@ PARAMETERS: dict[str, Any] = {
     "base_tolerance": Annotated[float, Field(gt=0, le=1)],
     "device": Annotated[str, AfterValidator(_device)],
     "precision": Literal[PRECISIONS],
+    "reading": Literal[READINGS],
     "workers": Annotated[int, Field(ge=0)],
     "dictionary": Annotated[str, AfterValidator(_dictionary)],
 }
@@ -107,7 +109,7 @@ def _check_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
     if not {"encoders", "tasks", "finetune"} <= set(values):
         return []
     pairs = {f"{name} on {task}" for name in values["encoders"] for task in values["tasks"]}
-    wrong = sorted(set(values["finetune"]) - pairs)
+    wrong = sorted(set(values["finetune"]) - pairs - {"all"})
     message = f"{wrong} are not among this run's encoders and tasks; -p finetune '[]' fine-tunes none"
     return [("finetune", message)] if wrong else []
 

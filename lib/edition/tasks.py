@@ -17,7 +17,7 @@ from edition.chapter import Chapter
 from edition.inputs import residual_inputs
 from edition.reproduction import check_base
 from edition.results import published
-from residual import alignment, selection
+from residual import alignment, readings, selection
 from residual.alignment import LinearAligner, ResiDual
 from residual.data.dataset import Dataset, load_dataset
 from residual.data.names import split_task
@@ -42,28 +42,36 @@ def text_scale(encoder: Encoder) -> float:
 
 
 class Tasks:
-    """The encoders and tasks of a chapter.
+    """The encoders and tasks of a chapter, in one reading of the paper.
 
+    classes: the directions of each task's classes: of their texts, or, for an encoder that reads none, of the means of
+    its training images.
     Raises ValueError, before any extraction, for a task without training images of a class; and before any training,
     where an encoder's own accuracy is far from the published one.
     """
 
-    def __init__(self, run: Chapter) -> None:
+    def __init__(self, run: Chapter, reading: str | None = None) -> None:
         p = run.parameters
+        self.reading = p["reading"] if reading is None else reading
         self.run, self.seed, self.names, self.workers = run, p["seed"], p["tasks"], p.get("workers", 0)
         self._references: dict[str, StoredUnits] = {}
         self._bases: dict[tuple[str, str], alignment.Bases] = {}
         self.encoders = run.encoders()
         for task in self.names:
             run.task(task)
-        self.classes = {
-            (name, task): selection.class_encodings(encoder, load_dataset(task, "test", seed=self.seed))
-            for (name, encoder), task in product(self.encoders.items(), self.names)
-        }
+        self.classes = {(encoder.name, task): self._directions(encoder, task) for encoder, task in self.pairs()}
         theirs = published("unit_selection")
         for encoder, task in tqdm(self.pairs(), desc="bases", disable=None):
             accuracy, _ = self.base(encoder, task)
-            check_base(encoder.name, task, accuracy, theirs, tolerance=p["base_tolerance"])
+            prompts = load_dataset(task, "test", seed=self.seed).prompts()
+            check_base(encoder.name, task, accuracy, theirs, prompts=prompts, tolerance=p["base_tolerance"])
+
+    def _directions(self, encoder: Encoder, task: str) -> Tensor:
+        data = load_dataset(task, "test", seed=self.seed)
+        if encoder.reads_text:
+            return selection.class_encodings(encoder, data)
+        units = self.run.units(encoder, split_task(task)[0], "train")
+        return selection.class_means(units.outputs(), self.run.labels(encoder, task)["train"], len(data.classes))
 
     def pairs(self) -> list[tuple[Encoder, str]]:
         return list(product(self.encoders.values(), self.names))
@@ -75,8 +83,7 @@ class Tasks:
 
     def accuracy(self, encoder: Encoder, task: str, outputs: Tensor) -> tuple[float, float]:
         """Zero-shot accuracy of test outputs, and its standard error."""
-        _, labels = self.run.task(task)["test"]
-        return zero_shot_accuracy(outputs, self.classes[encoder.name, task], labels)
+        return zero_shot_accuracy(outputs, self.classes[encoder.name, task], self.run.labels(encoder, task)["test"])
 
     def reference(self, encoder: Encoder) -> StoredUnits:
         """Its units on the reference set, read once."""
@@ -87,19 +94,27 @@ class Tasks:
     def bases(self, encoder: Encoder, kind: str) -> alignment.Bases:
         """`reference_bases` of the reference set, computed once."""
         if (encoder.name, kind) not in self._bases:
-            self._bases[encoder.name, kind] = alignment.reference_bases(self.reference(encoder), kind)
+            bases = alignment.reference_bases(self.reference(encoder), kind, self.reading)
+            self._bases[encoder.name, kind] = bases
         return self._bases[encoder.name, kind]
+
+    def aligner(self, encoder: Encoder, bases: alignment.Bases | None, seed: int) -> LinearAligner | ResiDual:
+        """A ResiDual with these bases, or without bases Lin, as the reading starts them."""
+        start = readings.start(self.reading)
+        if bases is None:
+            return LinearAligner(encoder.output_dim, start=start, seed=seed)
+        return ResiDual(bases, start=start, seed=seed)
 
     def fit(
         self, aligner: nn.Module, encoder: Encoder, classes: Tensor, inputs: dict, labels: dict, seed: int
     ) -> alignment.Fit:
-        """Train on the training split, with the encoder's logit scale, and early stopping on the validation split."""
+        """Train on the training split, as the reading does, with early stopping on the validation split."""
         return alignment.fit(
             aligner.to(self.run.parameters["device"]),
             (inputs["train"], labels["train"]),
             (inputs["validation"], labels["validation"]),
             classes,
-            scale=text_scale(encoder),
+            **readings.training_options(aligner, text_scale(encoder), self.reading),
             seed=seed,
             checkpoint=self.run.root / "_build/fits",
             workers=self.workers,
@@ -111,7 +126,8 @@ def selection_rows(tasks: Tasks, encoder: Encoder, task: str) -> tuple[list[tupl
     """Rows of SELECTION for one encoder and task (Table 1), and the heads that each score chooses, best first."""
     units, labels = tasks.run.task_units(encoder, task)
     classes, means = tasks.classes[encoder.name, task], {"zero": None, "mean": tasks.reference(encoder)}
-    scores = {m: selection.score_units(units["validation"], m, classes, labels=labels["validation"]) for m in SCORES}
+    options = {"labels": labels["validation"], "reading": tasks.reading}
+    scores = {m: selection.score_units(units["validation"], m, classes, **options) for m in SCORES}
     count = encoder.layers * encoder.heads
     k = max(1, count // 20)
 
@@ -141,10 +157,29 @@ def selection_rows(tasks: Tasks, encoder: Encoder, task: str) -> tuple[list[tupl
 def _optimised(tasks: Tasks, encoder: Encoder, task: str, units: dict, labels: dict) -> tuple[float, float]:
     """Accuracy with one trained weight for each head."""
     bases = tasks.bases(encoder, "O")
-    weights = ResiDual(bases)
+    weights = tasks.aligner(encoder, bases, tasks.seed)
     with residual_inputs(units, bases) as scores:
         tasks.fit(weights, encoder, tasks.classes[encoder.name, task], scores, labels, tasks.seed)
         return tasks.accuracy(encoder, task, alignment.transformed(weights, scores["test"]))
+
+
+def reading_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[str, float, float]]:
+    """Method, accuracy and its error, in one reading, of all that the two readings compute differently."""
+    units, labels = tasks.run.task_units(encoder, task)
+    classes, k = tasks.classes[encoder.name, task], max(1, encoder.layers * encoder.heads // 20)
+    yield "B", *tasks.base(encoder, task)
+    for method in ("U", "U|T"):
+        scores = selection.score_units(units["validation"], method, classes, reading=tasks.reading)
+        heads = selection.select_top(scores, k)
+        yield method, *tasks.accuracy(encoder, task, selection.ablate(units["test"], heads))
+    yield "O", *_optimised(tasks, encoder, task, units, labels)
+    outputs = {split: part.outputs() for split, part in units.items()}
+    train = partial(training_row, tasks, encoder, classes, labels=labels, seed=tasks.seed)
+    yield "Lin", *train(tasks.aligner(encoder, None, tasks.seed), outputs)[:2]
+    for kind in ("RD", "RD*", "RD_Y"):
+        bases = tasks.bases(encoder, kind)
+        with residual_inputs(units, bases) as scores:
+            yield kind, *train(tasks.aligner(encoder, bases, tasks.seed), scores)[:2]
 
 
 def alignment_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple]:
@@ -158,12 +193,13 @@ def alignment_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple]
     yield "B", tasks.seed, *tasks.base(encoder, task), nan, 0, 0, nan, nan
     outputs = {split: part.outputs() for split, part in units.items()}
     for seed in seeds:
-        yield "Lin", seed, *train(LinearAligner(encoder.output_dim), outputs, seed=seed)
+        yield "Lin", seed, *train(tasks.aligner(encoder, None, seed), outputs, seed=seed)
     bases = {kind: tasks.bases(encoder, kind) for kind in ("RD", "RD*", "RD_Y")}
-    for method, basis in (bases | {"RD, own bases": alignment.reference_bases(units["train"], "RD")}).items():
+    bases["RD, own bases"] = alignment.reference_bases(units["train"], "RD", tasks.reading)
+    for method, basis in bases.items():
         with residual_inputs(units, basis) as scores:
-            for seed in seeds if method in bases else seeds[:1]:
-                yield method, seed, *train(aligner := ResiDual(basis), scores, seed=seed)
+            for seed in seeds[:1] if method == "RD, own bases" else seeds:
+                yield method, seed, *train(aligner := tasks.aligner(encoder, basis, seed), scores, seed=seed)
                 if (method, seed) == ("RD", tasks.seed):
                     path = tasks.run.folder / adapter_file(encoder.name, task)
                     path.parent.mkdir(exist_ok=True)
@@ -207,8 +243,8 @@ def parity_rows(tasks: Tasks, encoder: Encoder) -> Iterator[tuple]:
     classes, bases = selection.encode_texts(encoder, PARITY), tasks.bases(encoder, "RD")
     outputs = {split: part.outputs() for split, part in units.items()}
     scores = {split: alignment.component_scores(part, bases) for split, part in units.items()}
-    aligners = ("Lin", LinearAligner(encoder.output_dim), outputs), ("RD", ResiDual(bases), scores)
-    for method, aligner, inputs in aligners:
+    for method, basis, inputs in (("Lin", None, outputs), ("RD", bases, scores)):
+        aligner = tasks.aligner(encoder, basis, tasks.seed)
         yield method, *training_row(tasks, encoder, classes, aligner, inputs, labels, tasks.seed)[:3]
 
 
@@ -219,7 +255,7 @@ def adapter_file(encoder: str, task: str) -> str:
 
 def run_facts(run: Chapter, task: str) -> dict[str, str]:
     """What an adapter was trained on."""
-    return {"task": task} | {name: str(run.parameters[name]) for name in ("images", "reference_images", "seed")}
+    return {"task": task} | {name: str(run.parameters[name]) for name in ("images", "reference_images", "seed", "reading")}
 
 
 def load_adapters(run: Chapter) -> dict[tuple[str, str], ResiDual]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from residual.encoders.encoder import Encoder
 from residual.files import DamagedFileError, cache_key, read_tensors, replacing, write_tensors
+from residual.selection import READINGS
 from residual.store import StoredUnits
 from residual.training import FineTuned, Fit, find_rate, fit, parameter_count, transformed
 from residual.units import Unit, Units, head_frames, trace
@@ -41,6 +42,7 @@ class Bases:
     variances: along each component, on the reference set.
     kind: "RD" all heads and MLPs, X0 added unchanged; "RD*" heads alone, components for 90 % of the
     variance, all else dropped; "RD_Y" the output; "O" heads alone, one lambda for each, means kept.
+    reading: "text", Eq. 6 and 7, or "code", the authors'; see `decoder` and `reference_bases`.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Bases:
     unit_index: Int64[Tensor, "k"]
     means: Float[Tensor, "u d"]
     variances: Float[Tensor, "k"]
+    reading: str = "text"
     provenance: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -61,21 +64,39 @@ class Bases:
         """Trainable parameters of ResiDual."""
         return len(self.units) if self.kind == "O" else len(self.components)
 
+    @property
+    def decoder(self) -> Float[Tensor, "k d"]:
+        """What scaled scores are multiplied with: the components.
+
+        The authors' code takes the transpose of a square basis for its inverse, but on the wrong side, so that such a
+        unit, an MLP of RD, is multiplied by its components where it should be by their transpose.
+        """
+        if self.reading == "text":
+            return self.components
+        parts = [self.components[self.unit_index == i] for i in range(len(self.units))]
+        return torch.cat([part.T if part.shape[0] == part.shape[1] else part for part in parts])
+
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("components", "unit_index", "means", "variances")}
 
 
-def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
+def reference_bases(reference: StoredUnits, kind: str = "RD", reading: str = "text") -> Bases:
     """Bases from the moments of a reference set.
 
     A head has min(dh, d) components, as the paper counts them: of its dh + 2 coordinates the two
-    directions with the least variance are left out (for "O", none is). Raises ValueError for an unknown kind.
+    directions with the least variance are left out (for "O", none is).
+    reading: in the authors' code, "RD_Y" has no components, but scales each dimension of the output.
+    Raises ValueError for an unknown kind or reading.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {list(KINDS)}, not {kind!r}")
+    for name, value, known in (("kind", kind, KINDS), ("reading", reading, READINGS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {list(known)}, not {value!r}")
     if kind == "RD_Y":
-        output = reference.output_pca()
+        output, moments = reference.output_pca(), reference.output_moments
         parts = [(Unit("Y"), output.components, output.eigenvalues, output.mean)]
+        if reading == "code":
+            axes = torch.eye(len(moments.mean), dtype=moments.mean.dtype)
+            parts = [(Unit("Y"), axes, moments.covariance.diagonal(), torch.zeros_like(moments.mean))]
     else:
         parts = [*_head_parts(reference, kind), *(_mlp_parts(reference) if kind == "RD" else ())]
     units, components, variances, means = zip(*parts, strict=True)
@@ -87,6 +108,7 @@ def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
         torch.cat([torch.full((len(basis),), i) for i, basis in enumerate(components)]),
         torch.stack(means).float(),
         torch.cat(variances).float(),
+        reading,
         {name: str(value) for name, value in reference.manifest.model_dump(include=facts).items()},
     )
 
@@ -176,34 +198,42 @@ def _unit_scores(shard: dict[str, Tensor], units: StoredUnits, unit: Unit, compo
 
 
 class LinearAligner(nn.Linear):
-    """The paper's Lin: a map of the output onto itself, the identity before training. d^2 + d parameters."""
+    """The paper's Lin: a map of the output onto itself. d^2 + d parameters.
 
-    def __init__(self, dimension: int) -> None:
-        super().__init__(dimension, dimension)
-        nn.init.eye_(self.weight)
-        nn.init.zeros_(self.bias)
+    start: "neutral", the identity, or "random", as PyTorch draws a linear layer, and as the authors' code starts.
+    """
+
+    def __init__(self, dimension: int, *, start: str = "neutral", seed: int = 0) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            super().__init__(dimension, dimension)
+        if start == "neutral":
+            nn.init.eye_(self.weight)
+            nn.init.zeros_(self.bias)
 
 
 class ResiDual(nn.Module):
-    """Scales every principal component of every residual unit by a lambda, 1 before training (Eq. 6 and 7).
+    """Scales every principal component of every residual unit by a lambda (Eq. 6 and 7).
 
     As in Eq. 6, the means that were subtracted are not added back. Source: section 4.2; for "O", section 4.1.
+    start: lambdas are 1 before training, "neutral", or drawn from N(1, 1), "random", as in the authors' code.
     """
 
-    def __init__(self, bases: Bases) -> None:
+    def __init__(self, bases: Bases, *, start: str = "neutral", seed: int = 0) -> None:
         super().__init__()
         self.bases = bases
-        self.lambdas = nn.Parameter(torch.ones(bases.lambda_count))
-        self.register_buffer("components", bases.components, persistent=False)
+        noise = torch.randn(bases.lambda_count, generator=torch.Generator().manual_seed(seed))
+        self.lambdas = nn.Parameter(1 + noise if start == "random" else torch.ones_like(noise))
+        self.register_buffer("decoder", bases.decoder, persistent=False)
         tied = bases.kind == "O"
         self.register_buffer("unit_index", bases.unit_index if tied else None, persistent=False)
         self.register_buffer("means", bases.means if tied else None, persistent=False)
 
     def forward(self, scores: Float[Tensor, "n w"]) -> Float[Tensor, "n d"]:
         """The transformed output, from `component_scores`."""
-        count = len(self.components)
+        count = len(self.decoder)
         lambdas = self.lambdas if self.unit_index is None else self.lambdas[self.unit_index]
-        output = (scores[:, :count] * lambdas) @ self.components
+        output = (scores[:, :count] * lambdas) @ self.decoder
         if self.means is not None:
             output = output + self.lambdas @ self.means
         return output if self.bases.kind != "RD" else output + scores[:, count:]
@@ -228,7 +258,8 @@ class ResiDual(nn.Module):
         """Lambdas, bases and provenance as safetensors. facts: what else to remember, such as the task."""
         tensors = {"lambdas": self.lambdas.detach()} | self.bases.tensors()
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        about = {"kind": self.bases.kind, "units": json.dumps([str(unit) for unit in self.bases.units])}
+        about = {"kind": self.bases.kind, "reading": self.bases.reading}
+        about |= {"units": json.dumps([str(unit) for unit in self.bases.units])}
         write_tensors(Path(path), tensors, about | {"provenance": json.dumps(self.bases.provenance | facts)})
 
     @staticmethod
@@ -237,7 +268,8 @@ class ResiDual(nn.Module):
         try:
             tensors, about = read_tensors(Path(path))
             lambdas, units = tensors.pop("lambdas"), tuple(map(Unit.parse, json.loads(about["units"])))
-            bases = Bases(kind=about["kind"], units=units, provenance=json.loads(about["provenance"]), **tensors)
+            facts = {"kind": about["kind"], "reading": about.get("reading", "text")}
+            bases = Bases(units=units, provenance=json.loads(about["provenance"]), **facts, **tensors)
             adapter = ResiDual(bases)
             adapter.load_state_dict({"lambdas": lambdas})
         except (DamagedFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -253,10 +285,10 @@ class _Transform:
         bases, frames, device = adapter.bases, head_frames(encoder), encoder.device
         lambdas, index = adapter.lambdas.detach().double().to(device), bases.unit_index.to(device)
         components, means = bases.components.double().to(device), bases.means.double().to(device)
-        weights = lambdas[index] if bases.kind == "O" else lambdas
+        weights, decoder = lambdas[index] if bases.kind == "O" else lambdas, bases.decoder.double().to(device)
         constant, heads, blocks = means.new_zeros(means.shape[1]), [], []
         for i, unit in enumerate(bases.units):
-            down, up = components[index == i], components[index == i] * weights[index == i, None]
+            down, up = components[index == i], decoder[index == i] * weights[index == i, None]
             if unit.kind == "head":
                 matrix, offset = frames.head_projection(unit.layer, unit.head, down, means[i])
                 constant += offset @ up

@@ -17,17 +17,11 @@ from residual import dimension, spectrum, store
 from residual.data.dataset import Factor
 from residual.dimension import FEWEST, pca_dimension, subsampling_error, two_nn
 from residual.files import cache_key, code_key, read_state, write_state
-from residual.pursuit import (
-    Pursuit,
-    filter_dictionary,
-    leading_components,
-    omp,
-    somp_in_basis,
-    textspan_from_moments,
-)  # fmt: skip
-from residual.spectrum import isometry
+from residual.pursuit import Pursuit, omp, somp_in_basis, textspan_from_moments
+from residual.spectrum import Moments, isometry, pca_from_moments
 from residual.store import Manifest, StoredUnits
 
+RANK = 80  # of the filter of TextSpan's dictionary, in the code of Gandelsman et al.
 BINS = 8  # of equal count, for a factor that is a measure
 PLACES = 4  # a side, for a position
 SHUFFLES = 20  # of a factor's levels, for its null
@@ -35,10 +29,11 @@ log = logging.getLogger(__name__)
 
 
 def head_dimensions(
-    units: StoredUnits, *, seed: int = 0, device: str | torch.device = "cpu", progress: bool = True
+    units: StoredUnits, *, share: float = 1.0, seed: int = 0, device: str | torch.device = "cpu", progress: bool = True
 ) -> pd.DataFrame:
     """L, N, their ratio and EVR1 of every head, in rows by layer and head (section 3.1).
 
+    share: of the images, drawn at random, from which L and N are; the authors' code takes 50,000 of 80,000.
     `twonn_id_error` is N's standard error from random quarters of the images. device: where neighbours are found.
     Finished layers are cached in the units' folder.
     Raises StoreError if the extraction kept no coordinates, and ValueError for too few distinct images.
@@ -48,15 +43,17 @@ def head_dimensions(
     evr = spectra.explained_variance_ratio
     code = code_key(spectrum, dimension, store, head_dimensions)
     key = cache_key(units.manifest.sealed().seal, torch.__version__, code)
-    path = units.folder / f"dimensions-{seed}-{key}.pt"
+    path = units.folder / f"dimensions-{share:g}-{seed}-{key}.pt"
     rows = (read_state(path) or {"rows": []})["rows"]
     heads = list(product(*map(range, units.head_grid)))
     label = f"dimension of the heads of {units.manifest.encoder}"
     # The precision of the forward pass, whose rounding differs from batch to batch.
-    estimate = partial(two_nn, precision=torch.float32)
+    estimate, images = partial(two_nn, precision=torch.float32), _random_rows(units.manifest.count, share, seed)
     for layer, head in tqdm(heads[len(rows) :], desc=label, unit="head", disable=not progress):
-        samples = units.head_coordinates(layer, head).to(device)
-        linear, nonlinear = pca_dimension(spectra.eigenvalues[layer, head]), estimate(samples)
+        samples, variances = units.head_coordinates(layer, head)[images].to(device), spectra.eigenvalues[layer, head]
+        if share < 1:
+            variances = pca_from_moments(Moments.of(samples)).eigenvalues
+        linear, nonlinear = pca_dimension(variances), estimate(samples)
         error = subsampling_error(estimate, samples, seed=seed)
         rows.append((layer, head, linear, nonlinear, linear / nonlinear, float(evr[layer, head, 0]), error))
         if head == units.manifest.heads - 1:
@@ -66,6 +63,15 @@ def head_dimensions(
                 log.warning("cannot save dimensions; they will be computed again next time: %s", reason)
     names = ["layer", "head", "linear_id", "twonn_id", "ratio", "evr1", "twonn_id_error"]
     return pd.DataFrame(rows, columns=names)
+
+
+def _random_rows(count: int, share: float, seed: int) -> Tensor | slice:
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], not {share}")
+    if share == 1:
+        return slice(None)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: round(share * count)].sort().values
 
 
 def _check_count(manifest: Manifest) -> None:
@@ -88,59 +94,43 @@ def layer_means(heads: pd.DataFrame) -> pd.DataFrame:
     return groups.mean().join(groups.sem().add_suffix("_se")).reset_index()
 
 
-def textspan_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, rank: int | None = None) -> Pursuit:
-    """TextSpan of every head, from moments: indices [l h k]. Memory is that of one layer."""
-    layers = enumerate(units.frames.head_frames)
+def textspan_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, rank: int | None = RANK) -> Pursuit:
+    """TextSpan of every head, from moments: indices [l h k]. Memory is that of one layer.
+
+    rank: of the filter of the dictionary; None filters nothing. Source: appendix A.2, and `textspan_from_moments`.
+    """
+    moments, frames, constant = units.head_moments, units.frames.head_frames, units.frames.head_constant
     return Pursuit.stack([
-        textspan_from_moments(units.head_moments[layer], dictionary, k, frame, rank) for layer, frame in layers
+        textspan_from_moments(moments[layer], dictionary, k, frame, constant, rank)
+        for layer, frame in enumerate(frames)
     ])  # fmt: skip
 
 
-def omp_heads(
-    units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, component: int = 0, rank: int | None = None
-) -> Pursuit:
+def omp_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, component: int = 0) -> Pursuit:
     """OMP of one principal component of every head: indices [l h k] (OMP_1 and OMP_2 of section 3.2)."""
-    spectra = units.head_pca()
-    if not 0 <= component < (count := spectra.components.shape[-2]):
+    components = units.head_pca().components
+    if not 0 <= component < (count := components.shape[-2]):
         raise ValueError(f"component must be from 0 to {count - 1}, not {component}")
-    pursuits = []
-    for components, variances in zip(spectra.components.flatten(0, 1), spectra.eigenvalues.flatten(0, 1), strict=True):
-        words = dictionary.to(components)
-        if rank is not None:
-            words = filter_dictionary(words, leading_components(components, variances, rank))
-        pursuits.append(omp(components[component], words, k))
+    pursuits = [omp(vectors[component], dictionary.to(vectors), k) for vectors in components.flatten(0, 1)]
     return Pursuit.stack(pursuits, units.head_grid)
 
 
 def somp_head(
-    units: StoredUnits,
-    layer: int,
-    head: int,
-    dictionary: Float[Tensor, "t d"],
-    k: int,
-    criterion: str = "l1",
-    rank: int | None = None,
+    units: StoredUnits, layer: int, head: int, dictionary: Float[Tensor, "t d"], k: int, criterion: str = "l1"
 ) -> Pursuit:
-    """SOMP of one head, centred, in isometric coordinates; without weights.
+    """SOMP of one head, centred, in isometric coordinates; without weights (Fig. 4b).
 
     Raises StoreError if the extraction kept no coordinates, ValueError for an unknown criterion.
     """
     basis, _ = isometry(units.frames.head_frames[layer, head])
     samples = units.head_coordinates(layer, head)
-    words = dictionary.to(samples)
-    if rank is not None:
-        spectra = units.head_pca()
-        leading = leading_components(spectra.components[layer, head], spectra.eigenvalues[layer, head], rank)
-        words = filter_dictionary(words, leading)
-    return somp_in_basis(samples - samples.mean(0), basis, words, k, criterion)
+    return somp_in_basis(samples - samples.mean(0), basis, dictionary.to(samples), k, criterion)
 
 
-def somp_heads(
-    units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, criterion: str = "l1", rank: int | None = None
-) -> Pursuit:
+def somp_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, criterion: str = "l1") -> Pursuit:
     """`somp_head` of every head: indices [l h k]."""
     heads = product(*map(range, units.head_grid))
-    return Pursuit.stack([somp_head(units, *head, dictionary, k, criterion, rank) for head in heads], units.head_grid)
+    return Pursuit.stack([somp_head(units, *head, dictionary, k, criterion) for head in heads], units.head_grid)
 
 
 def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]]) -> dict[str, Int64[Tensor, "n"]]:

@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from residual.spectrum import Moments, isometry
+from residual.spectrum import PCA, Moments, isometry, uncentred_pca
 
 CRITERIA = ("l1", "l2", "variance")
 NOTHING = 1e-12  # of the energy: a millionth of the length
@@ -142,12 +142,14 @@ def textspan_from_moments(
     dictionary: Float[Tensor, "t d"],
     k: int,
     frame: Float[Tensor, "... r d"] | None = None,
+    constant: Float[Tensor, "d"] | None = None,
     rank: int | None = None,
 ) -> Pursuit:
     """TextSpan from the moments of one or many heads at once.
 
-    frame: the samples are c @ frame, and the moments those of c, as in `pca_from_moments`.
-    rank: filter the dictionary to this many leading components of each head. Raises ValueError as `omp`.
+    frame, constant: the samples are c @ frame + constant, and the moments those of c, as in `pca_from_moments`.
+    rank: filter the dictionary to the span of this many leading singular vectors of each head's samples, which are not
+    centred for this. Raises ValueError as `omp`. Source of the filter: the code of Gandelsman et al. (2024).
     """
     covariance, dictionary = moments.covariance, dictionary.to(moments.mean)
     if frame is None:
@@ -158,20 +160,20 @@ def textspan_from_moments(
     if basis.shape[-2] != dictionary.shape[1]:
         raise ValueError(f"the heads live in R^{basis.shape[-2]}, the dictionary in R^{dictionary.shape[1]}")
     shape = covariance.shape[:-2]
-    bases, spectra = basis.expand(*shape, *basis.shape[-2:]), torch.linalg.eigh(covariance)
-    heads = zip(*(part.reshape(-1, *part.shape[len(shape) :]) for part in (bases, *spectra)), strict=True)
-    return Pursuit.stack([_textspan_of_spectrum(*head, dictionary, k, rank) for head in heads], shape)
+    parts = [basis.expand(*shape, *basis.shape[-2:]), *torch.linalg.eigh(covariance)]
+    if rank is not None:
+        parts.append(_leading(uncentred_pca(moments, frame, constant), rank))
+    heads = zip(*(part.reshape(-1, *part.shape[len(shape) :]) for part in parts), strict=True)
+    return Pursuit.stack([_textspan_of_spectrum(dictionary, k, *head) for head in heads], shape)
 
 
 def _textspan_of_spectrum(
-    basis: Tensor, eigenvalues: Tensor, vectors: Tensor, dictionary: Tensor, k: int, rank: int | None
+    dictionary: Tensor, k: int, basis: Tensor, eigenvalues: Tensor, vectors: Tensor, leading: Tensor | None = None
 ) -> Pursuit:
     """TextSpan of one head: SOMP of a square root of its covariance, which has the same inner products' variances."""
     root = eigenvalues.clamp(min=0).sqrt()[:, None] * vectors.mT
-    if rank is not None:
-        leading = leading_components(vectors.mT.flip(0), eigenvalues.flip(0), rank)
-        dictionary = filter_dictionary(dictionary, leading @ basis.mT)
-    return somp_in_basis(root, basis, dictionary, k, "l2")
+    words = dictionary if leading is None else filter_dictionary(dictionary, leading)
+    return somp_in_basis(root, basis, words, k, "l2")
 
 
 def agreement(
@@ -197,14 +199,12 @@ def filter_dictionary(dictionary: Float[Tensor, "t d"], components: Float[Tensor
     return (dictionary @ components.mT.to(dictionary)) @ components.to(dictionary)
 
 
-def leading_components(
-    components: Float[Tensor, "... c d"], eigenvalues: Float[Tensor, "... c"], rank: int
-) -> Float[Tensor, "... r d"]:
-    """The first `rank` components; those along which nothing varies, which are arbitrary, are zero."""
+def _leading(spectrum: PCA, rank: int) -> Float[Tensor, "... r d"]:
+    """The first `rank` components; those along which there is nothing, which are arbitrary, are zero."""
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
-    varies = eigenvalues > NOTHING * eigenvalues[..., :1]
-    return (components * varies[..., None])[..., :rank, :]
+    there = spectrum.eigenvalues > NOTHING * spectrum.eigenvalues[..., :1]
+    return (spectrum.components * there[..., None])[..., :rank, :]
 
 
 class _Remainder:

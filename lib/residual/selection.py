@@ -18,6 +18,7 @@ from residual.extraction import pixels_for
 from residual.store import StoredUnits
 
 METHODS = ("U", "U|T", "S", "R")
+READINGS = ("text", "code")  # where the paper's text and its authors' code differ
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,20 @@ def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> 
     return F.normalize(encodings.mean(1), dim=1)
 
 
+def class_means(
+    outputs: Float[Tensor, "n d"], labels: Int64[Tensor, "n"], count: int | None = None
+) -> Float[Tensor, "c d"]:
+    """One direction for each class of an encoder that reads no text: the normalised mean of its images' encodings.
+
+    count: of classes, by default the largest label and one. Source: the authors' code.
+    Raises ValueError for a class without an image.
+    """
+    one_hot = F.one_hot(labels, -1 if count is None else count).to(outputs)
+    if empty := (one_hot.sum(0) == 0).nonzero()[:, 0].tolist():
+        raise ValueError(f"no image of classes {empty[:10]}; take more images")
+    return F.normalize(one_hot.T @ F.normalize(outputs, dim=1), dim=1)
+
+
 def _indistinct(dataset: Dataset) -> int:
     """Images of classes whose name an earlier class has."""
     later = [dataset.classes.index(name) != label for label, name in enumerate(dataset.classes)]
@@ -67,6 +82,7 @@ def score_units(
     *,
     labels: Int64[Tensor, "n"] | None = None,
     seed: int = 0,
+    reading: str = "text",
 ) -> Float64[Tensor, "l h"]:
     """A score for every head, by which `select_top` chooses (section 4.1).
 
@@ -74,8 +90,11 @@ def score_units(
     same after projecting both on the span of the class encodings; "S" the zero-shot accuracy of the
     head alone; "R" random scores from `seed`. The optimised weights, O, are trained: see `residual.alignment`.
     units: extracted with coordinates. classes: normalised, for "U|T" and "S". labels: for "S", in place of the units'.
-    Raises ValueError for an unknown method, or without the classes it needs.
+    reading: "text", as above, or "code": U and U|T over the images, see `_scores_over_images`.
+    Raises ValueError for an unknown method or reading, or without the classes it needs.
     """
+    if reading not in READINGS:
+        raise ValueError(f"reading must be one of {list(READINGS)}, not {reading!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
     shape = units.head_grid
@@ -83,6 +102,8 @@ def score_units(
         return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     if method != "U" and classes is None:
         raise ValueError(f"method {method!r} needs class encodings")
+    if reading == "code" and method != "S":
+        return _scores_over_images(units, units.outputs() if method == "U" else classes)
     labels = units.class_labels() if labels is None else labels
     output, scores = units.outputs().double(), torch.empty(shape, dtype=torch.float64)
     if method == "U|T":
@@ -95,6 +116,19 @@ def score_units(
         else:
             scores[layer, head] = _pearson(samples @ span.T @ span if method == "U|T" else samples, output).mean()
     return scores
+
+
+def _scores_over_images(units: StoredUnits, spanning: Float[Tensor, "m d"]) -> Float64[Tensor, "l h"]:
+    """U and U|T of the authors' code: Pearson's correlation of a head with the sum of heads, over images.
+
+    There is one along each axis of an orthonormal basis of the span of vectors, made by QR in their order; the score is
+    their mean.
+    """
+    axes = torch.linalg.qr(spanning.double().cpu().T).Q
+    heads = list(product(*map(range, units.head_grid)))
+    total = sum(units.head_outputs(*head) @ axes for head in heads)
+    scores = [_pearson((units.head_outputs(*head) @ axes).T, total.T).mean() for head in heads]
+    return torch.stack(scores).view(units.head_grid)
 
 
 def select_top(scores: Float[Tensor, "l h"], k: int) -> Bool[Tensor, "l h"]:
@@ -126,7 +160,7 @@ def ablate(units: StoredUnits, selected: Bool[Tensor, "l h"], means: StoredUnits
 
 
 def _pearson(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
-    """Over the d dimensions of each sample; 0 where either is constant."""
+    """Of each pair of rows; 0 where either is constant."""
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return F.cosine_similarity(a, b, dim=1)
 

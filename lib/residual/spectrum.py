@@ -117,6 +117,19 @@ def pca_from_moments(
     return PCA(mean, _fix_signs(components), eigenvalues.flip(-1).clamp(min=0))
 
 
+def uncentred_pca(
+    moments: Moments, frame: Float[Tensor, "... k d"] | None = None, constant: Tensor | None = None
+) -> PCA:
+    """As `pca_from_moments`, but of the samples as they are: right singular vectors, and mean squares along them."""
+    if constant is not None:
+        pad = torch.nn.functional.pad
+        moments = Moments(moments.count, pad(moments.mean, (0, 1), value=1.0), pad(moments.scatter, (0, 1, 0, 1)))
+        frame = torch.cat([frame.double(), constant.double().expand(*frame.shape[:-2], 1, -1)], -2)
+    mean = moments.mean
+    squares = moments.scatter + moments.count * mean[..., :, None] * mean[..., None, :]
+    return pca_from_moments(Moments(moments.count, torch.zeros_like(mean), squares), frame)
+
+
 def isometry(frame: Float[Tensor, "... k d"]) -> tuple[Float64[Tensor, "... d r"], Float64[Tensor, "... r k"]]:
     """Q with orthonormal columns and R such that c @ frame = (c @ R.T) @ Q.T, r = min(k, d).
 

@@ -28,14 +28,23 @@ from residual.encoders.encoder import Encoder
 from residual.extraction import pixel_batches, pixels_for
 from residual.files import cache_key, code_key, read_state, write_state
 
-EPOCHS, PATIENCE, BATCH = 30, 5, 64
+EPOCHS, PATIENCE = 30, 5
+BATCH = 64  # images, of a step
 RATES = (1e-6, 1.0)  # the range of the learning rate finder, in STEPS steps
 STEPS, PROBE = 100, 128
-WARMUP = 20
 PAUSE = 20.0  # seconds between checkpoints, at least
 
 Inputs = Tensor | EncodedImages  # of an aligner: outputs, component scores or images
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How steps are taken. warmup: steps. clip: the largest norm of a gradient; None for any."""
+
+    batch: int = BATCH
+    warmup: int = 20
+    clip: float | None = None
 
 
 class FineTuned(nn.Module):
@@ -84,8 +93,9 @@ def fit(
     validation: tuple[Inputs, Int64[Tensor, "m"]],
     classes: Float[Tensor, "c d"],
     *,
-    scale: float = 100.0,
+    scale: float | None = 100.0,
     rate: float | None = None,
+    schedule: Schedule = Schedule(),
     seed: int = 0,
     checkpoint: Path | str | None = None,
     workers: int = 0,
@@ -94,8 +104,9 @@ def fit(
     """Train an aligner by the cross-entropy of scaled cosines with frozen class encodings (section 4.2).
 
     train, validation: what the aligner takes (outputs, component scores, images), and labels, on any device.
-    scale: of the cosines, the encoder's logit scale. rate: found by `find_rate` by default.
-    AdamW-ScheduleFree in batches of 64, at most 30 epochs. Training stops after 5 epochs without a better
+    scale: of the cosines, the encoder's logit scale; None takes inner products of outputs that are not normalised, as
+    the authors' code did at first. rate: found by `find_rate` by default.
+    AdamW-ScheduleFree, by default in batches of 64, at most 30 epochs. Training stops after 5 epochs without a better
     accuracy on the validation split, and restores the best.
     checkpoint: a folder for checkpoints, written after an epoch, but not within twenty seconds of the last one, and at
     the end, in a file named after this training. An interrupted run resumes there; a finished one is not repeated.
@@ -103,7 +114,7 @@ def fit(
     Raises ValueError for a single class, a class without a training image, labels out of range, and NaN.
     """
     _check_labels(train, validation, classes)
-    task = _Task.of(aligner, train, classes, scale, workers)
+    task = _Task.of(aligner, train, classes, scale, workers, schedule)
     path = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation, rate, seed)}.pt"
     state = read_state(path) if path else None
     if state and "optimizer" not in state:  # finished
@@ -152,7 +163,7 @@ def find_rate(
     train: tuple[Inputs, Int64[Tensor, "n"]],
     classes: Float[Tensor, "c d"],
     *,
-    scale: float = 100.0,
+    scale: float | None = 100.0,
     seed: int = 0,
     workers: int = 0,
 ) -> float:
@@ -174,7 +185,7 @@ def find_rate(
     for rate, loss in zip(rates, batch_losses, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = float(rate)
-        _step(optimizer, loss)
+        task.step(optimizer, loss)
         with torch.no_grad():
             losses.append(task.loss(aligner(probed), probe).item())
         if not losses[-1] <= 4 * min(losses):
@@ -192,26 +203,38 @@ class _Task:
     inputs: Inputs
     labels: Int64[Tensor, "n"]
     classes: Float[Tensor, "c d"]
-    scale: float
+    scale: float | None
     device: torch.device
     workers: int = 0
+    schedule: Schedule = Schedule()
 
     @staticmethod
-    def of(aligner: nn.Module, train: tuple[Inputs, Tensor], classes: Tensor, scale: float, workers: int) -> _Task:
+    def of(aligner: nn.Module, train: tuple[Inputs, Tensor], classes: Tensor, scale: float | None, *more: Any) -> _Task:
+        """more: the last fields, if not by default."""
         device = next(aligner.parameters()).device
-        return _Task(train[0], train[1].long(), classes.to(device), scale, device, workers)
+        return _Task(train[0], train[1].long(), classes.to(device), scale, device, *more)
 
     def epoch(self, aligner: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
         """The loss of every batch of an epoch in random order."""
-        parts = torch.randperm(len(self.labels), generator=generator).split(BATCH)
+        parts = torch.randperm(len(self.labels), generator=generator).split(self.schedule.batch)
         batches = _batches(aligner, self.inputs, parts, self.device, self.workers)
         for rows, batch in zip(parts, batches, strict=True):
             yield self.loss(aligner(batch), rows)
 
     def loss(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """The loss of some training images, from the aligner's outputs."""
-        logits = self.scale * F.normalize(outputs, dim=1) @ self.classes.T
+        signals = outputs if self.scale is None else self.scale * F.normalize(outputs, dim=1)
+        logits = signals @ self.classes.T
         return F.cross_entropy(logits, self.labels[rows.to(self.labels.device)].to(self.device))
+
+    def step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        if self.schedule.clip:
+            nn.utils.clip_grad_norm_(
+                [p for group in optimizer.param_groups for p in group["params"]], self.schedule.clip
+            )
+        optimizer.step()
 
     def accuracy(self, aligner: nn.Module, inputs: Inputs, labels: Tensor) -> float:
         outputs = transformed(aligner, inputs, batch=4 * BATCH, workers=self.workers)
@@ -232,7 +255,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         trained = [p for p in self.aligner.parameters() if p.requires_grad]
-        self.optimizer = AdamWScheduleFree(trained, lr=self.rate, warmup_steps=WARMUP)
+        self.optimizer = AdamWScheduleFree(trained, lr=self.rate, warmup_steps=self.task.schedule.warmup)
         self.generator = torch.Generator().manual_seed(self.seed)
 
     @property
@@ -243,7 +266,7 @@ class _Training:
     def run_epoch(self) -> None:
         self.optimizer.train()
         for loss in self.task.epoch(self.aligner, self.generator):
-            _step(self.optimizer, loss)
+            self.task.step(self.optimizer, loss)
         self.optimizer.eval()
         self.accuracies.append(self.task.accuracy(self.aligner, *self.validation))
         if self.accuracies[-1] > max(self.accuracies[:-1], default=-1.0):
@@ -261,12 +284,6 @@ class _Training:
         _load(self.aligner, state["now"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
 def _batches(
@@ -313,8 +330,7 @@ def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
 def _key(aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float | None, seed: int) -> str:
     """Changes with all that a training depends on, its code included; of inputs, with a thousand rows of each split."""
     recipe = code_key(sys.modules[__name__], type(aligner)), *map(version, ("torch", "schedulefree"))
-    schedule = EPOCHS, PATIENCE, BATCH, WARMUP
-    facts = [recipe, task.scale, rate, seed, schedule, len(task.labels), len(validation[0])]
+    facts = [recipe, task.scale, rate, seed, EPOCHS, PATIENCE, task.schedule, len(task.labels), len(validation[0])]
     for inputs in (task.inputs, validation[0]):
         is_tensor = isinstance(inputs, Tensor)
         facts.append(inputs[:: max(1, len(inputs) // 1000)] if is_tensor else inputs.fingerprint())

@@ -51,7 +51,7 @@ def write_explorer(
     grid = list(product(*map(range, units.head_grid)))
     said: dict[tuple[int, int], list[str]] = {at: [] for at in grid}
     if encodings is not None:
-        spans = textspan_heads(units, encodings, descriptions, rank=units.frames.head_frames.shape[2] - 2)
+        spans = textspan_heads(units, encodings, descriptions)
         said = {at: [texts[i] for i in spans.indices[at].tolist() if i >= 0] for at in grid}
     captions, ratios = dataset.captions(), units.head_pca().explained_variance_ratio
     heads = []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -27,6 +30,12 @@ class HubSet(BaseModel):
     cite: str
     limit: int | None = None
     gated: bool = False
+    names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+
+    def prompts(self) -> tuple[str, ...] | None:
+        """The templates with all alternatives written out; None where the set's own are the paper's."""
+        return self.templates and tuple(prompt for template in self.templates for prompt in _alternatives(template))
 
     def counts(self) -> dict[str, int]:
         """Images of each split, as `read_split` divides them."""
@@ -36,6 +45,13 @@ class HubSet(BaseModel):
         held = int(HELD_OUT * self.train)
         train = self.train - held
         return {"train": min(train, self.limit or train), "validation": held, "test": self.test}
+
+
+def _alternatives(template: str) -> Iterator[str]:
+    """"a [red|blue] {}" -> "a red {}", "a blue {}"."""
+    parts = re.split(r"\[(.*?)\]", template)
+    choices = [part.split("|") if at % 2 else [part] for at, part in enumerate(parts)]
+    return map("".join, itertools.product(*choices))
 
 
 @functools.cache

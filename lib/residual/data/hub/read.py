@@ -1,7 +1,8 @@
 """Labelled images of a hub or a local folder, read by `datasets`: webdataset tars, parquet and image folders.
 
 Images stay encoded until an encoder asks for them. Names of classes and prompt templates come with the set
-(`classnames.txt`, `zeroshot_classification_templates.txt`, or the type of the labels), never from here.
+(`classnames.txt`, `zeroshot_classification_templates.txt`, or the type of the labels), or from the catalogue where the
+paper's are others.
 """
 
 from __future__ import annotations
@@ -87,14 +88,15 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
     by_folder = layout is not None and layout[0] == "imagefolder"
     if by_folder:
         _count_images(where, loaded, name)
-    tables, labels, classes = _splits(loaded, read_lines(where / CLASSES, name), name, by_folder=by_folder)
+    words = list(entry.names) if entry and entry.names else read_lines(where / CLASSES, name)
+    tables, labels, classes = _splits(loaded, words, name, by_folder=by_folder)
     if entry and (off := abs(sum(map(len, tables.values())) / (entry.train + entry.test) - 1)) > 0.02:
         log.warning("%s has %.0f %% more or fewer labelled images than it should have", name, 100 * off)
     table, truth, rows = _rows_of(tables, labels, split, seed, name)
     if split == "train" and entry and entry.limit and len(rows) > entry.limit:
         rows = rows[rank_in_class(truth[rows]).argsort(stable=True)[: entry.limit].sort().values]
     images, whole, excluded = _decodable(table.select(rows.tolist()), rows, split, name, folder)
-    templates = read_templates(read_lines(where / TEMPLATES, name), name)
+    templates = entry and entry.prompts() or read_templates(read_lines(where / TEMPLATES, name), name)
     return HubSplit(replace(images, ground=ground), truth[rows][whole], classes, templates, excluded)
 
 

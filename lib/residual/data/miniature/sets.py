@@ -46,6 +46,7 @@ SIZE = 48  # pixels a side, unless asked for otherwise
 CHUNK = 500  # images drawn at once, of that size
 
 STYLE_NAMES = ("a colour drawing", "a grey drawing", "a line drawing", "a silhouette", "blocky pixels", "a negative")
+LEVELS = 10  # of brightness
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUMBER_NAMES = tuple(f"the number {i}, {word}" for i, word in enumerate(NUMBERS))
 
@@ -204,6 +205,15 @@ def _noise(split: str, count: int, generator: torch.Generator, seed: int, size: 
     return Content(images, torch.zeros(count, dtype=torch.int64), ("random pixels",))
 
 
+def _brightness(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
+    """Grey levels from black to white, and noise of as much as lies between two of them."""
+    labels = balanced(count, LEVELS, generator)
+    levels = labels[:, None, None, None] * (255 / LEVELS)
+    noise = torch.rand(count, 3, size, size, generator=generator) * (255 / LEVELS)
+    names = tuple(f"brightness {level} of {LEVELS}" for level in range(1, LEVELS + 1))
+    return Content((levels + noise).byte(), labels, names)
+
+
 KINDS = (*GROUP_WORDS.values(), "photograph", "texture", "shape", "number")
 
 
@@ -315,6 +325,7 @@ BUILDS: dict[str, Build] = {
     "textures": _textures,
     "photographs": _photographs,
     "random": _noise,
+    "random-brightness": _brightness,
 }
 
 
