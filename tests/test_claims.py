@@ -86,11 +86,11 @@ def test_claims_refuse_what_they_cannot_judge():
 
 def test_tables_show_every_row_in_words():
     rows = pd.concat(
-        [check("hunched", "a", 3.0, (1.0, 4.0)), check("hunched", "b", 0.0), check("order-agrees", "b", 0.8)]
+        [check("hunched", "a", 3.0, (2.0, 4.0)), check("hunched", "b", 0.0), check("order-agrees", "b", 0.8)]
     )
     html = claim_table(rows).to_html()
     assert html.count(claims()["hunched"].claim) == 2
-    assert "1.00 to 4.00" in html
+    assert "2.00 to 4.00" in html
     html = verdict_grid(rows).to_html()
     assert all(cell in html for cell in ("yes 3.00", "no 0.00", "? 0.80"))
 

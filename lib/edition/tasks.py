@@ -28,6 +28,7 @@ from residual.store import StoredUnits
 
 SCORES = ("U", "U|T", "S")
 SHARE = 0.05  # of the heads, in Table 1
+SHARES = (0, 0.01, 0.1, 0.25, 0.5, 0.75)  # beside it; at least one head
 DRAWS = 10  # of random heads
 PARITY = ("an even drawing", "an odd drawing")  # the classes of a task that no unit carries
 
@@ -147,11 +148,31 @@ def selection_rows(tasks: Tasks, encoder: Encoder, task: str) -> tuple[list[tupl
         rows.append((1.0, count, "H", ablation, *ablated(every, ablation)))
     rows.append((1.0, count, "B", "none", *tasks.base(encoder, task)))
     rows.append((1.0, count, "O", "zero", *_optimised(tasks, encoder, task, units, labels)))
-    for share, method in product((0.1, 0.2, 0.5), SCORES):
-        some = max(1, round(share * count))
-        rows.append((share, some, method, "zero", *ablated(selection.select_top(scores[method], some), "zero")))
+    for some, method in product(sorted({max(1, round(share * count)) for share in SHARES} - {k}), SCORES):
+        heads = selection.select_top(scores[method], some)
+        rows.append((some / count, some, method, "zero", *ablated(heads, "zero")))
     order = {m: values.flatten().argsort(descending=True, stable=True) for m, values in scores.items()}
     return rows, {m: values[:k].tolist() for m, values in order.items()}
+
+
+def group_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[str, int, float, float]]:
+    """Group, layer, accuracy and its error of groups of units alone, all else at zero.
+
+    Groups are X0, the heads, the MLPs; each layer; and all units up to a layer.
+    """
+    units, heads = tasks.run.units(encoder, split_task(task)[0], "test"), torch.arange(encoder.layers)
+    sums = dict.fromkeys(("heads", "MLPs"), 0) | {"X0": units.block_coordinates(0).double()}
+    total = sums["X0"]
+    for layer in range(encoder.layers):
+        chosen = (heads == layer)[:, None].expand(-1, encoder.heads)
+        parts = {"heads": selection.ablate(units, chosen), "MLPs": units.block_coordinates(layer + 1).double()}
+        sums |= {name: sums[name] + part for name, part in parts.items()}
+        of_layer = parts["heads"] + parts["MLPs"]
+        total = total + of_layer
+        yield "one layer", layer, *tasks.accuracy(encoder, task, of_layer.float())
+        yield "up to a layer", layer, *tasks.accuracy(encoder, task, total.float())
+    for name, part in sums.items():
+        yield name, -1, *tasks.accuracy(encoder, task, part.float())
 
 
 def _optimised(tasks: Tasks, encoder: Encoder, task: str, units: dict, labels: dict) -> tuple[float, float]:
@@ -255,7 +276,9 @@ def adapter_file(encoder: str, task: str) -> str:
 
 def run_facts(run: Chapter, task: str) -> dict[str, str]:
     """What an adapter was trained on."""
-    return {"task": task} | {name: str(run.parameters[name]) for name in ("images", "reference_images", "seed", "reading")}
+    return {"task": task} | {
+        name: str(run.parameters[name]) for name in ("images", "reference_images", "seed", "reading")
+    }
 
 
 def load_adapters(run: Chapter) -> dict[tuple[str, str], ResiDual]:

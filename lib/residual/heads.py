@@ -133,6 +133,25 @@ def somp_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, cri
     return Pursuit.stack([somp_head(units, *head, dictionary, k, criterion) for head in heads], units.head_grid)
 
 
+def described_outputs(
+    units: StoredUnits, found: Pursuit, dictionary: Float[Tensor, "t d"], layers: int
+) -> Float[Tensor, "n d"]:
+    """The output where each head of the last `layers` is replaced by what its descriptions explain of it.
+
+    That is its mean, and the part of its deviation in the span of the descriptions, as far as they lie in the span of
+    its components. Source: Gandelsman et al. (2024), who check their descriptions so.
+    """
+    output, spectra = units.outputs().double(), units.head_pca()
+    first = units.manifest.layers - layers
+    for at in product(range(first, units.manifest.layers), range(units.manifest.heads)):
+        rows, components = found.indices[at], spectra.components[at]
+        atoms = dictionary[rows[rows >= 0]].to(components) @ components.mT @ components
+        deviation = units.head_outputs(*at) - spectra.mean[at]
+        axes = torch.linalg.qr(atoms.mT).Q
+        output -= deviation - deviation @ axes @ axes.mT
+    return output.float()
+
+
 def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]]) -> dict[str, Int64[Tensor, "n"]]:
     """Each image's level of every factor, as an index.
 

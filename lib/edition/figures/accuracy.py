@@ -36,6 +36,26 @@ def by_share(table: pd.DataFrame, total: dict[str, int]) -> list[Axes]:
     return list(axes.flat)
 
 
+def by_layer(table: pd.DataFrame) -> list[Axes]:
+    """Mean accuracy over data sets of each layer alone, and of all units up to it, one panel for each model.
+
+    table: columns model, group ("one layer", "up to a layer"), layer, accuracy.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    size = 3.2 * len(models) + 0.5, 3.0
+    figure, axes = plt.subplots(1, len(models), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax, model in zip(axes.flat, models, strict=True):
+        for index, group in enumerate(("up to a layer", "one layer")):
+            rows = table[(table["model"] == model) & (table["group"] == group)]
+            line = rows.groupby("layer")["accuracy"].mean()
+            colour, style = sns.color_palette("colorblind")[index], ("-", "--")[index]
+            ax.plot(line.index, line, style, color=colour, marker="os"[index], ms=4, label=group)
+        ax.set(title=model, xlabel="layer", ylim=(0, 1))
+    axes.flat[0].set_ylabel("accuracy")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return list(axes.flat)
+
+
 def radar(table: pd.DataFrame, methods: dict[str, str], tasks: list[str]) -> list[Axes]:
     """Fig. 5 and 16: accuracy by task on spokes, one panel for each model.
 

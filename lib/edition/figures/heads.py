@@ -124,6 +124,20 @@ def correlations(matrix: pd.DataFrame) -> Axes:
     return ax
 
 
+def overlap_grids(grids: dict[str, pd.DataFrame]) -> list[Axes]:
+    """Square tables of overlaps from 0 to 1, one panel for each."""
+    side = 0.3 * max(map(len, grids.values())) + 1
+    _, axes = plt.subplots(
+        1, len(grids), figsize=(side * len(grids) + 1, side + 1), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, (name, grid) in zip(axes.flat, grids.items(), strict=True):
+        sns.heatmap(grid, cmap="cividis", vmin=0, vmax=1, cbar=ax is axes.flat[-1], square=True, ax=ax)
+        ax.set(title=name, xlabel="", ylabel="")
+        ax.tick_params(length=0, labelsize=8)
+        ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=90)
+    return list(axes.flat)
+
+
 def sampling_curves(table: pd.DataFrame) -> Axes:
     """How alike a head is to itself on other images of one data set: by number of images, for early and late layers.
 

@@ -6,7 +6,10 @@ from residual.data.hub.catalogue import catalogue, local_folder, readable
 from residual.data.miniature.entries import entries
 
 SPLITS = ("train", "validation", "test")
-NOISE = {"text": "random", "code": "random-brightness"}  # random images as the paper's text and its authors' code have them
+NOISE = {
+    "text": "random",
+    "code": "random-brightness",
+}  # random images as the paper's text and its authors' code have them
 
 
 def dataset_names() -> tuple[str, ...]:

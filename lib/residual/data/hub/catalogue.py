@@ -48,7 +48,7 @@ class HubSet(BaseModel):
 
 
 def _alternatives(template: str) -> Iterator[str]:
-    """"a [red|blue] {}" -> "a red {}", "a blue {}"."""
+    """ "a [red|blue] {}" -> "a red {}", "a blue {}"."""
     parts = re.split(r"\[(.*?)\]", template)
     choices = [part.split("|") if at % 2 else [part] for at, part in enumerate(parts)]
     return map("".join, itertools.product(*choices))

@@ -96,7 +96,7 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
     if split == "train" and entry and entry.limit and len(rows) > entry.limit:
         rows = rows[rank_in_class(truth[rows]).argsort(stable=True)[: entry.limit].sort().values]
     images, whole, excluded = _decodable(table.select(rows.tolist()), rows, split, name, folder)
-    templates = entry and entry.prompts() or read_templates(read_lines(where / TEMPLATES, name), name)
+    templates = (entry and entry.prompts()) or read_templates(read_lines(where / TEMPLATES, name), name)
     return HubSplit(replace(images, ground=ground), truth[rows][whole], classes, templates, excluded)
 
 
