@@ -19,7 +19,7 @@ PROFILE = PROFILE_FILE.stem
 LOGS = f"_build/logs/{PROFILE}"
 CHAPTERS = chapters()
 ON_DEVICE = chapters_on_device()
-PLAIN = ["intro", *(page for page in pages() if page not in CHAPTERS)]
+PLAIN = [page for page in pages() if page not in CHAPTERS]
 DEVICE = config.get("device")
 # Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Chapters make small ones themselves.
 UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1", "true", "yes")
@@ -146,6 +146,7 @@ rule book:
     params:
         site=f"_build/site/{PROFILE}",
         runs=f"_build/runs/{PROFILE}",
+        results=f"_build/results/{PROFILE}",
         pairs=" ".join(f"book/{c}.md _build/runs/{PROFILE}/{c}.ipynb" for c in CHAPTERS),
     # Warnings are errors, except those of a chapter that failed: then its error must be readable.
     shell:
@@ -154,7 +155,8 @@ rule book:
         rm -rf {params.site} && mkdir -p {params.site}
         cp {input.plain} {input.references} {input.config} {input.toc} {input.slurm} {params.site}
         mkdir {params.site}/_static && cp {input.style} {params.site}/_static
-        {PYTHON} -m edition.assemble {params.pairs} {params.site} > {log} 2>&1
+        {PYTHON} -m edition.assemble {params.pairs} {params.results} {params.site} > {log} 2>&1
         {JUPYTER_BOOK} build $strict --quiet {params.site} >> {log} 2>&1
-        if test -d _build/results/{PROFILE}/explorer; then cp -r _build/results/{PROFILE}/explorer {params.site}/_build/html; fi
+        mkdir {params.site}/_build/html/results && cp {params.results}/*.csv {params.site}/_build/html/results
+        if test -d {params.results}/explorer; then cp -r {params.results}/explorer {params.site}/_build/html; fi
         """

@@ -2,7 +2,8 @@
 
 As in the chapter on alignment with the profile `mini`, which fine-tunes one pair, as each takes minutes on a CPU.
 Writes finetuning.csv, a row for each pair as soon as it is done: model, dataset, images, seed, accuracy,
-accuracy_se, validation, epochs, rate, seconds. Pairs that it holds already are left out, so an interrupted run goes on.
+accuracy_se, validation, params, epochs, rate, seconds. Pairs that it holds already are left out, so an interrupted
+run goes on.
 """
 
 from __future__ import annotations
@@ -21,11 +22,23 @@ import torch
 from edition.inputs import task_parts
 from edition.pages import chapter_defaults, chapter_path
 from residual import load_dataset, load_encoder
-from residual.alignment import FineTuned, fit, transformed
+from residual.alignment import FineTuned, fit, parameter_count, transformed
 from residual.data.names import SPLITS, split_task
 from residual.selection import class_encodings, zero_shot_accuracy
 
-COLUMNS = ["model", "dataset", "images", "seed", "accuracy", "accuracy_se", "validation", "epochs", "rate", "seconds"]
+COLUMNS = [
+    "model",
+    "dataset",
+    "images",
+    "seed",
+    "accuracy",
+    "accuracy_se",
+    "validation",
+    "params",
+    "epochs",
+    "rate",
+    "seconds",
+]
 
 
 def draw(name: str, split: str) -> None:
@@ -45,7 +58,8 @@ def tuned(model: str, task: str, seed: int, images: int, device: str) -> tuple:
     accuracy = zero_shot_accuracy(transformed(aligner, test[0]), classes, test[1])
     seconds = round(time.monotonic() - start)
     digits = (round(value, 6) for value in (*accuracy, result.accuracy))
-    return model, task, images, seed, *digits, len(result.accuracies), f"{result.rate:.3g}", seconds
+    epochs, params = len(result.accuracies), parameter_count(aligner)
+    return model, task, images, seed, *digits, params, epochs, f"{result.rate:.3g}", seconds
 
 
 def done(path: Path) -> set[tuple[str, str, int]]:

@@ -20,7 +20,7 @@ from edition.claims import claims
 from edition.inputs import task_parts
 from edition.pages import ParameterError, chapter_defaults, chapter_path, chapters, project_root, read_profile
 from edition.parameters import PARAMETERS, check_parameters
-from edition.results import find_result
+from edition.results import explained_table, find_result
 from edition.run import main
 from edition.tasks import load_adapters
 
@@ -235,6 +235,32 @@ def test_the_book_has_every_chapter_with_its_figures(site):
     for name in ("mini-openclip", "mini-vit"):
         assert f'href="explorer/{name}/index.html"' in (site / "heads.html").read_text()
         assert (site / "explorer" / name / "index.html").is_file()
+
+
+def test_every_table_that_a_chapter_saves_is_explained():
+    """Names that are put together, as of a verdict's chapter, are explained by their beginning."""
+    names = {
+        name for path in CHAPTERS for name in re.findall(r'run\.save\(.*?, "(\w+)"\)', path.read_text(), re.DOTALL)
+    }
+    assert len(names) > 40
+    assert all(explained_table(name) for name in (*names, "claims_dimension"))
+    with pytest.raises(KeyError):
+        explained_table("something")
+
+
+@pytest.mark.xdist_group("site")
+def test_tables_are_numbered_as_tables_and_files_of_numbers_are_there(site):
+    page = (site / "selection.html").read_text()
+    assert re.search(r'id="tab-selection".*?<span class="caption-number">Table \d+ </span>', page, re.DOTALL)
+    assert re.search(r'id="fig-by-k".*?<span class="caption-number">Fig. \d+ </span>', page, re.DOTALL)
+    links = re.findall(r'href="(results/[^"]+\.csv)"', page)
+    assert "results/unit_selection.csv" in links
+    assert all((site / link).stat().st_size > 20 for link in links)
+    listed = re.findall(r'href="(results/[^"]+\.csv)"', (site / "results.html").read_text())
+    assert set(links) <= set(listed)
+    assert all((site / link).is_file() for link in listed)
+    assert ".svg" in page
+    assert "supported by" in page
 
 
 @pytest.mark.xdist_group("site")

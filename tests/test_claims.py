@@ -6,7 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from edition.claims import bootstrap, bootstrap_rows, check, claim_table, claims, hunchback, trend, verdict_grid
+from edition.claims import (
+    bootstrap,
+    bootstrap_rows,
+    check,
+    claim_table,
+    claims,
+    found,
+    hunchback,
+    published_statistics,
+    trend,
+    verdict_grid,
+)
+from edition.results import published
 
 SPREAD = np.array([-1, 0, 0, 1.0])[None]  # four heads around each layer's mean, standard error 0.41
 
@@ -93,6 +105,20 @@ def test_tables_show_every_row_in_words():
     assert "2.00 to 4.00" in html
     html = verdict_grid(rows).to_html()
     assert all(cell in html for cell in ("yes 3.00", "no 0.00", "? 0.80"))
+
+
+def test_what_was_found_counts_trained_encoders():
+    rows = pd.concat([check("hunched", m, v) for m, v in (("a", 3.0), ("b", 0.0), ("a@random", 9.0))])
+    line = f"- {claims()['hunched'].claim} ({claims()['hunched'].measured}: 0.00 to 3.00): "
+    assert found(rows) == line + "**supported by 1 of 2**, not by 1."
+
+
+def test_statistics_of_published_tables():
+    values = published_statistics(published)
+    assert values["rd-star-small"] == pytest.approx((0.27, 0.326), abs=1e-3)
+    table = published("unit_selection").query("model == 'BLIP-L' and dataset != 'Average'")
+    means = table.groupby("strategy")["accuracy"].mean()
+    assert values["heads-carry"][1] >= means["H"] / means["B"] >= values["heads-carry"][0]
 
 
 def test_an_interval_over_tasks_holds_the_statistic_and_shrinks_with_their_number():

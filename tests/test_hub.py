@@ -370,3 +370,23 @@ def test_a_hub_that_fails_in_the_middle_is_told_and_taken_up_again(tmp_path):
             "clip-benchmark/wds_vtab-cifar10": REVISION
         }
     assert load(HF_HUB_OFFLINE="1").stdout == whole.stdout  # and without a network from then on
+
+
+def test_prompts_of_the_paper_stand_in_for_those_of_the_hub(tmp_path):
+    """SVHN's set of the hub has numbers as words, RESISC45's four templates; the paper's are others."""
+    repos = {}
+    for name, classes in (("svhn", 10), ("resisc45", 45)):
+        folder = repos[catalogue()[name].repo] = tmp_path / name
+        for split in ("train", "test"):
+            write_tar(folder / split / "0.tar", 3 * classes, classes=classes)
+        (folder / "classnames.txt").write_text("\n".join(f"word {i}" for i in range(classes)))
+        (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.")
+    with Hub(repos).serving() as server:
+        read = "import json; from residual import load_dataset\n"
+        read += "for name in ('svhn', 'resisc45'): print(json.dumps(load_dataset(name, 'test').prompts()))"
+        env = os.environ | {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        told = subprocess.run([sys.executable, "-c", read], env=env, capture_output=True, text=True, check=True)
+    numbers, places = map(json.loads, told.stdout.splitlines())
+    assert numbers == [f'a photo of the number: "{i}".' for i in range(10)]
+    assert len(places) == len(set(places)) == 45 * 18
+    assert "aerial view of the word 44." in places

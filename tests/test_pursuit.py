@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import OrthogonalMatchingPursuit
 
 from residual import extract
-from residual.heads import omp_heads, somp_head, somp_heads, textspan_heads
-from residual.pursuit import agreement, filter_dictionary, omp, somp, textspan, textspan_from_moments
+from residual.heads import described_outputs, omp_heads, somp_head, somp_heads, textspan_heads
+from residual.pursuit import Pursuit, agreement, filter_dictionary, omp, somp, textspan, textspan_from_moments
 from residual.spectrum import Moments
 
 CRITERIA = {"l1": lambda p: p.abs().sum(1), "l2": lambda p: p.square().sum(1), "variance": lambda p: p.var(1)}
@@ -208,6 +208,20 @@ def test_stored_heads_are_pursued_as_samples_in_output_space(encoder, dataset, t
             assert found.indices.tolist() == somp(samples, words, 3, criterion).indices.tolist()
     with pytest.raises(ValueError, match="component must be from 0"):
         omp_heads(units, words, 2, component=99)
+
+
+def test_descriptions_that_span_a_head_explain_all_of_it(encoder, dataset, tmp_path):
+    units = extract(encoder, dataset, root=tmp_path, coordinates="float32", progress=False)
+    _, words = problem(4, d=encoder.output_dim)
+    all_of_it = Pursuit(torch.arange(30).expand(*units.head_grid, 30), torch.ones(*units.head_grid, 30).double())
+    outputs = described_outputs(units, all_of_it, words, 2)
+    torch.testing.assert_close(outputs, units.outputs(), atol=1e-4, rtol=1e-4)
+    nothing = Pursuit(torch.full((*units.head_grid, 1), -1), torch.zeros(*units.head_grid, 1).double())
+    expected = units.outputs().double()
+    for at in ((layer, head) for layer in (1, 2) for head in range(encoder.heads)):
+        samples = units.head_outputs(*at)
+        expected -= samples - samples.mean(0)
+    torch.testing.assert_close(described_outputs(units, nothing, words, 2), expected.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_atoms_that_a_filter_leaves_nothing_of_are_not_picked():

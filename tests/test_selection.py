@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from edition.chapter import Chapter
+from edition.pages import chapter_defaults, chapter_path
+from edition.tasks import Tasks, group_rows
 from residual import extract, trace
 from residual.data.dataset import Dataset
 from residual.selection import (
@@ -130,3 +133,15 @@ def test_tasks_that_cannot_be_scored_are_refused(encoder, small, tmp_path):
     for family in ("dinov2", "vit"):
         with pytest.raises(ValueError, match="has no text tower or no tokenizer; use a text-aligned encoder"):
             class_encodings(small(family), data)
+
+
+def test_groups_of_units_add_up_to_the_encoder():
+    values = chapter_defaults(chapter_path("selection")) | {"encoders": ["mini-openclip"], "tasks": ["digits"]}
+    tasks = Tasks(Chapter("selection", values | {"images": 100, "reference_images": 100, "dataset": "digits"}))
+    ((encoder, task),) = tasks.pairs()
+    rows = {(group, layer): accuracy for group, layer, accuracy, _ in group_rows(tasks, encoder, task)}
+    assert rows["up to a layer", encoder.layers - 1] == tasks.base(encoder, task)[0]
+    units = tasks.run.units(encoder, "digits", "test")
+    heads = tasks.accuracy(encoder, task, ablate(units, torch.ones(units.head_grid, dtype=torch.bool)))
+    assert rows["heads", -1] == heads[0]
+    assert len(rows) == 2 * encoder.layers + 3

@@ -122,7 +122,7 @@ def test_a_claim_that_random_weights_support_is_no_evidence():
 
 
 def test_the_papers_own_encoders_support_the_claims_that_its_figure_2_shows():
-    figures = published_statistics(published("intrinsic_dimension").query("figure == 'fig2'"))
+    figures = published_statistics(published)
     assert figures["linear-rises"][0] > 0.7
     assert figures["low-dimensional"][1] == pytest.approx(0.54, abs=0.005)
     assert figures["evr1-factor"][0] > 3

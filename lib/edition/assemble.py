@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from html import escape
 from pathlib import Path
 
 import jupytext
 import nbformat
 from nbformat import NotebookNode
 
+from edition.pages import SAVED
 from residual.code import without_docstrings
 
 PROMPTS = {"parameters": "Parameters", "injected-parameters": "Parameters of this run"}
@@ -65,11 +67,22 @@ def fold_code(notebook: NotebookNode) -> None:
             cell.metadata["mystnb"] = cell.metadata.get("mystnb", {}) | shown
 
 
+def with_data(notebook: NotebookNode, saved: Path) -> NotebookNode:
+    """A chapter with links to its tables. saved: the list of their names; without one there are no links."""
+    names = sorted(set(saved.read_text().split())) if saved.is_file() else []
+    if names:
+        links = ", ".join(f'<a href="results/{escape(name)}" download>{escape(Path(name).stem)}</a>' for name in names)
+        text = f"Tables of this page as CSV, explained in {{doc}}`results`: {links}."
+        notebook.cells.append(nbformat.v4.new_markdown_cell(text))
+    return notebook
+
+
 def main(arguments: list[str]) -> None:
-    """texts and notebooks, alternating, then the folder to write to."""
-    *pairs, folder = map(Path, arguments)
+    """texts and notebooks, alternating, then the folder of results and the folder to write to."""
+    *pairs, results, folder = map(Path, arguments)
     for text, executed in zip(pairs[::2], pairs[1::2], strict=True):
-        nbformat.write(assembled(text, executed), folder / executed.name)
+        page = with_data(assembled(text, executed), results / SAVED.format(text.stem))
+        nbformat.write(page, folder / executed.name)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pandas as pd
+from IPython.display import Markdown
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 from myst_nb import glue
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from edition import STARTED, results
-from edition.claims import claim_table
+from edition.claims import claim_table, found
 from edition.inputs import Extraction, extractions, task_parts
 from edition.pages import DOING, READS, ParameterError, chapter_defaults, chapter_path, project_root, run_name
 from edition.parameters import check_parameters, without_missing
@@ -49,6 +52,8 @@ class Chapter:
         if self.left_out:
             print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
+        set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
+        matplotlib.rcParams["svg.hashsalt"] = "residual"
 
     def encoder(self, name: str) -> Encoder:
         return load_encoder(name, seed=self.parameters["seed"], device=self.parameters["device"])
@@ -133,9 +138,10 @@ class Chapter:
         return pd.concat(tables.values(), ignore_index=True)
 
     def claims(self, rows: Iterable[pd.DataFrame]) -> Styler:
-        """Save the chapter's verdicts, rows of `edition.claims.check`, and show them."""
+        """Save the chapter's verdicts, rows of `edition.claims.check`, and show them; glues what was `found`."""
         table = pd.concat(list(rows))
         self.save(table, f"claims_{self.name}")
+        self.glue(found=Markdown(found(table)))
         return claim_table(table)
 
     @staticmethod

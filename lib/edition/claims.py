@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,16 @@ Verdict = Literal["supported", "inconclusive", "not supported"]
 Interval = tuple[float, float]  # of 95 %
 UNKNOWN = (float("nan"), float("nan"))
 RESAMPLES = 500
+BY_TASK: dict[str, Callable[[pd.DataFrame], float]] = {  # of accuracies, tasks in rows and methods in columns
+    "chosen-keep": lambda t: min(t["U"].mean(), t["U|T"].mean()) / t["B"].mean(),
+    "chance-does-not": lambda t: (t["U"] - t["R"]).mean(),
+    "heads-carry": lambda t: t["H"].mean() / t["B"].mean(),
+    "optimised-best": lambda t: (t["O"] - t["B"]).mean(),
+    "most-where-low": lambda t: (t["O"] - t["B"]).corr(t["B"], method="spearman"),
+    "rd-like-lin": lambda t: (t["RD"] - t["Lin"]).mean(),
+    "rd-star-close": lambda t: (t["RD*"] - t["RD"]).mean(),
+    "output-is-less": lambda t: (t["RD"] - t["RD_Y"]).mean(),
+}
 COLUMNS = ("claim", "model", "statistic", "low", "high", "verdict")
 
 
@@ -36,6 +47,7 @@ class Claim(BaseModel):
     refuted: float
     because: str
     figure: str
+    headline: bool = False
 
     def verdict(self, value: float, interval: Interval = UNKNOWN) -> Verdict:
         """Of a statistic, and of its interval if there is one: all of it must be on one side of the bound."""
@@ -74,6 +86,18 @@ def claim_table(rows: pd.DataFrame) -> Styler:
     return styled(shown, index=False, wrap=True)
 
 
+def found(rows: pd.DataFrame) -> str:
+    """What rows of `check` say of trained encoders, as a list in Markdown: a line for each claim."""
+    trained = rows[~rows["model"].str.endswith("@random")]
+    lines = []
+    for name, of_claim in trained.groupby("claim", sort=False):
+        claim, supported = claims()[name], int((of_claim["verdict"] == SUPPORTED).sum())
+        refuted = int((of_claim["verdict"] == NOT_SUPPORTED).sum())
+        counts = f"**supported by {supported} of {len(of_claim)}**" + f", not by {refuted}" * bool(refuted)
+        lines.append(f"- {claim.claim} ({claim.measured}: {_range(of_claim['statistic'])}): {counts}.")
+    return "\n".join(lines)
+
+
 def verdict_grid(rows: pd.DataFrame) -> Styler:
     """Claims in rows and encoders in columns: the verdict (yes, ? or no), and the statistic."""
     signs = {SUPPORTED: "yes", INCONCLUSIVE: "?", NOT_SUPPORTED: "no"}
@@ -87,12 +111,35 @@ def verdict_grid(rows: pd.DataFrame) -> Styler:
     return shown.map(lambda cell: f"background: {colours[cell.partition(' ')[0]]}; color: black")
 
 
-def published_statistics(dimensions: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """The claims' statistics of the paper's own encoders, from its Fig. 2: the smallest and the largest of them.
+def published_statistics(tables: Callable[[str], pd.DataFrame]) -> dict[str, tuple[float, float]]:
+    """The claims' statistics of the paper's own encoders, from its tables: the smallest and the largest of them.
 
-    dimensions: published/intrinsic_dimension.csv, whose heads are 64 wide. Other claims have no published table to
-    compute them from.
+    tables: `edition.results.published`. Some claims have no published table to compute them from.
     """
+    values = _published_dimensions(tables("intrinsic_dimension").query("figure == 'fig2'")) | _published_accuracies(
+        tables("unit_selection").rename(columns={"strategy": "method"}), tables("alignment")
+    )
+    counts = tables("parameter_counts").pivot_table("params", "model", "method", aggfunc="first")
+    counts = counts.apply(lambda column: column.str.replace("k", "e3").astype(float))
+    values["rd-star-small"] = list(counts["RD*"] / counts["RD"])
+    pairs = tables("encoder_correlation").query("model_a != model_b")
+    values["order-agrees"] = list(pairs.groupby("model_a")["pearson"].mean())
+    return {claim: (min(of_models), max(of_models)) for claim, of_models in values.items() if of_models}
+
+
+def _published_accuracies(selection: pd.DataFrame, alignment: pd.DataFrame) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {claim: [] for claim in BY_TASK}
+    rows = pd.concat([selection, alignment]).query("dataset != 'Average'")
+    for _, of_model in rows.groupby("model"):
+        table = of_model.pivot_table("accuracy", "dataset", "method", aggfunc="first")
+        for claim, statistic in BY_TASK.items():
+            with contextlib.suppress(KeyError):  # not every table has every method
+                values[claim].append(float(statistic(table)))
+    return values
+
+
+def _published_dimensions(dimensions: pd.DataFrame) -> dict[str, list[float]]:
+    """Heads are 64 wide."""
     measures = {
         "low-dimensional": lambda layers: layers["twonn_id"].max() / 64,
         "linear-rises": lambda layers: trend(layers["linear_id"].to_numpy()),
@@ -101,8 +148,7 @@ def published_statistics(dimensions: pd.DataFrame) -> dict[str, tuple[float, flo
         "evr1-factor": lambda layers: layers["evr1"].iloc[0] / layers["evr1"].iloc[-1],
     }
     by_model = [layers.sort_values("layer") for _, layers in dimensions.groupby("model")]
-    values = {claim: [float(measure(layers)) for layers in by_model] for claim, measure in measures.items()}
-    return {claim: (min(of_models), max(of_models)) for claim, of_models in values.items()}
+    return {claim: [float(measure(layers)) for layers in by_model] for claim, measure in measures.items()}
 
 
 def answers(rows: pd.DataFrame, published: dict[str, tuple[float, float]]) -> pd.DataFrame:
@@ -162,6 +208,13 @@ def bootstrap_rows(
     rows = generator.integers(len(table), size=(RESAMPLES, len(table)))
     low, high = np.nanpercentile([statistic(table.iloc[drawn]) for drawn in rows], [2.5, 97.5])
     return float(statistic(table)), (float(low), float(high))
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], count: int, *, groups: int = 20) -> float:
+    """Standard error of a statistic of the rows that are kept of `count`: one group at a time is left out."""
+    rows = np.arange(count)
+    values = np.array([statistic(rows[rows % groups != group]) for group in range(groups)])
+    return float(((groups - 1) * values.var()) ** 0.5)
 
 
 def hunchback(heads: np.ndarray) -> float:

@@ -113,7 +113,7 @@ def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extractio
 
 def other_sets(p: dict[str, Any]) -> list[str]:
     """The sets that the reference set is compared with: those asked for, or all. The reading draws random images."""
-    names = p["others"] or [name for name in dataset_names() if name != NOISE["code"]]
+    names = p["others"] or dataset_names()
     names = [NOISE[p["reading"]] if name == NOISE["text"] else name for name in names]
     return [name for name in dict.fromkeys(names) if name != p["dataset"]]
 

@@ -22,9 +22,11 @@ import yaml
 READS = {  # chapters that read others' tables or trainings
     "learned": ("alignment",),
     "tables": ("selection",),
+    "intro": ("claims", "ground_truth", "alignment", "reproduction"),
     "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
     "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
 }
+LAST = ("costs", "results")  # chapters that list what all others took and saved
 PROFILE = "RESIDUAL_PROFILE"  # in the environment of a chapter: the file of its profile
 DOING = "RESIDUAL_DOING"  # in the environment of a chapter: a file for the progress of an extraction
 BOOK = "RESIDUAL_BOOK"  # in the environment of a chapter that is run for the book
@@ -47,8 +49,9 @@ def project_root() -> Path:
 
 
 def pages() -> list[str]:
-    """All pages but the root, in the order of the table of contents."""
-    return [entry["file"] for entry in yaml.safe_load((project_root() / "_toc.yml").read_text())["chapters"]]
+    """All pages, in the order of the table of contents; the root first."""
+    contents = yaml.safe_load((project_root() / "_toc.yml").read_text())
+    return [contents["root"], *(entry["file"] for part in contents["parts"] for entry in part["chapters"])]
 
 
 def chapters() -> list[str]:
@@ -63,8 +66,8 @@ def chapters_on_device() -> list[str]:
 
 def after(chapter: str) -> tuple[str, ...]:
     """The chapters that a chapter waits for, as it reads their tables, trainings, stored units or costs."""
-    if chapter == "costs":
-        return tuple(other for other in chapters() if other != chapter)
+    if chapter in LAST:
+        return tuple(other for other in chapters() if other not in LAST)
     units = {"alignment": "selection", "zoo": "selection", "text_and_code": "alignment", "class_means": "dimension"}
     return READS.get(chapter, ()) + ((units[chapter],) if chapter in units else ())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from edition.pages import SAVED, chapters, project_root, read_cost
 from residual.files import replacing
@@ -73,6 +75,36 @@ def _commit() -> str:
         return subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
+
+
+@functools.cache
+def _explanations() -> dict[str, dict[str, str]]:
+    return yaml.safe_load(Path(__file__).with_suffix(".yml").read_text())
+
+
+def saved_tables(profile: str) -> pd.DataFrame:
+    """Every table of the book's run: chapter, table, what a row is, rows and columns."""
+    rows, folder = [], results_folder(profile)
+    for chapter in chapters():
+        listed = folder / SAVED.format(chapter)
+        names = dict.fromkeys(listed.read_text().split()) if listed.is_file() else {}
+        for path in (folder / name for name in names):
+            if path.is_file():
+                table = read_table(path, chapter=chapter)
+                columns = ", ".join(table.columns)
+                rows.append((chapter, path.stem, explained_table(path.stem), len(table), columns))
+    return pd.DataFrame(rows, columns=["chapter", "table", "a row is", "rows", "columns"])
+
+
+def explained_table(name: str) -> str:
+    """What a row of a table is. Raises KeyError where results.yml does not say."""
+    known = _explanations()
+    by_prefix = (text for prefix, text in known["prefixes"].items() if name.startswith(prefix))
+    return known["tables"].get(name) or next(by_prefix, None) or known["tables"][name]
+
+
+def explained_columns() -> pd.DataFrame:
+    return pd.DataFrame(_explanations()["columns"].items(), columns=["column", "what it is"])
 
 
 def costs(profile: str) -> pd.DataFrame:

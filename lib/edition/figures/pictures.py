@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
@@ -41,6 +42,50 @@ def residual_block() -> Axes:
 def _box(ax: Axes, x: float, y: float, width: float, text: str, colour: str) -> None:
     ax.add_patch(plt.Rectangle((x, y), width, 1.2, fc=colour, ec="black"))
     ax.text(x + width / 2, y + 0.6, text, ha="center", va="center")
+
+
+def idea(shares: pd.DataFrame, factor: str, methods: pd.DataFrame, names: dict[str, str]) -> list[Axes]:
+    """Fig. 1: units are split into components and scaled; heads that carry a factor; what scaling achieves.
+
+    shares: layers in rows, heads in columns, of the factor in each head's variance. methods: columns method, accuracy,
+    params. names: method -> what it is called.
+    """
+    figure, axes = plt.subplot_mosaic([["steps", "steps"], ["map", "gain"]], figsize=(9, 5.6), layout="constrained")
+    _steps(axes["steps"])
+    image = axes["map"].imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="none")
+    axes["map"].set(title=f"heads that carry {factor}", xlabel="head", ylabel="layer")
+    axes["map"].set_xticks(range(shares.shape[1]))
+    figure.colorbar(image, ax=axes["map"], label="share of the head's variance")
+    ax, known = axes["gain"], methods.set_index("method").loc[list(names)]
+    places = known["params"].clip(lower=10)
+    for index, (method, name) in enumerate(names.items()):
+        at = places[method], known.loc[method, "accuracy"]
+        ax.plot(*at, "osD^v"[index % 5], color=sns.color_palette("colorblind")[index], ms=8)
+        up = 10 if index % 2 else -10  # names of neighbours on different sides
+        options = {"va": "bottom" if index % 2 else "top", "ha": "center", "fontsize": 9}
+        ax.annotate(name, at, xytext=(0, up), textcoords="offset points", **options)
+    ax.set(xscale="log", title="what scaling achieves", xlabel="trained parameters", ylabel="mean accuracy")
+    ax.set(xlim=(2, 20 * places.max()), ylim=(0, 1.15))
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set_xticks([10, 1e3, 1e5, 1e7], ["0", "thousand", "100,000", "10 million"])
+    return list(axes.values())
+
+
+def _steps(ax: Axes) -> None:
+    ax.set(xlim=(0, 18), ylim=(0, 3.1))
+    ax.axis("off")
+    steps = {
+        "residual stream:\na sum of units": "#eeeeee",
+        "each unit along its\nprincipal components": "#cfe3f3",
+        "times one trained\n$\\lambda$ each": "#f6dfc4",
+        "sum of scaled units,\ncloser to the words": "#d8ead2",
+    }
+    for at, (text, shade) in enumerate(steps.items()):
+        left = 0.1 + 4.6 * at
+        ax.add_patch(plt.Rectangle((left, 0.6), 3.8, 1.9, fc=shade, ec="black"))
+        ax.text(left + 1.9, 1.55, text, ha="center", va="center", fontsize=10, parse_math=True)
+        if at:
+            ax.annotate("", (left, 1.55), (left - 0.8, 1.55), arrowprops={"arrowstyle": "-|>", "lw": 1.4})
 
 
 def dataset_sheet(rows: dict[str, Tensor]) -> Axes:
