@@ -31,6 +31,8 @@ BY_TASK: dict[str, Callable[[pd.DataFrame], float]] = {  # of accuracies, tasks 
     "rd-like-lin": lambda t: (t["RD"] - t["Lin"]).mean(),
     "rd-star-close": lambda t: (t["RD*"] - t["RD"]).mean(),
     "output-is-less": lambda t: (t["RD"] - t["RD_Y"]).mean(),
+    "rd-near-tuned": lambda t: (t["FT"] - t["RD"]).median(),
+    "lin-near-tuned": lambda t: (t["FT"] - t["Lin"]).median(),
 }
 COLUMNS = ("claim", "model", "statistic", "low", "high", "verdict")
 

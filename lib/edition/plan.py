@@ -24,11 +24,12 @@ from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
 from residual.data.dataset import load_dataset
 from residual.data.hub.catalogue import catalogue
-from residual.data.names import is_embedded
+from residual.data.names import is_embedded, split_task
 from residual.encoders.encoder import load_encoder
 from residual.encoders.names import needs_no_hub
 from residual.extraction import DTYPES, SHARD
 from residual.store import read_manifest
+from residual.training import EPOCHS
 from residual.units import trace
 
 COUNTED = 4  # images whose FLOPs are counted
@@ -120,7 +121,13 @@ def plan(profile: Path, speed: Callable[[str], float]) -> dict[str, Any]:
     units, wanted = project_root() / "_build/units", jobs(profile)
     there = finished(units)
     rows = [_row(job, there, units, speed) for job in wanted]
-    return {"jobs": rows, "downloads": _downloads(wanted), "speed": speed(wanted[0].precision)}
+    tasks = [job for job in jobs_by_chapter(profile).get("alignment", ()) if job.dataset in _tasks_of(profile)]
+    costs = {"speed": speed(wanted[0].precision), "tuning": tuning_flops(tasks)}
+    return {"jobs": rows, "downloads": _downloads(wanted)} | costs
+
+
+def _tasks_of(profile: Path) -> set[str]:
+    return {split_task(task)[0] for task in chapter_parameters("alignment", profile)["tasks"]}
 
 
 def _row(job: Extraction, there: set[tuple], units: Path, speed: Callable[[str], float]) -> dict[str, Any]:
@@ -188,8 +195,26 @@ def _table(result: dict[str, Any]) -> str:
         f"{result['speed'] / 1e12:.2f} TFLOP/s, one after the other",
         f"to download: {fetched / 1e9:,.1f} GB, {on_disk / 1e9:,.1f} GB on disk, as `datasets` keeps two copies",
         f"to store: {sums['bytes'] / 1e9:,.1f} GB of units; free here: {free / 1e9:,.1f} GB",
+        *_tuning_line(result),
         "Hours are of extraction alone; decoding images, training and analysis come on top.",
     ])  # fmt: skip
+
+
+def _tuning_line(result: dict[str, Any]) -> list[str]:
+    """What full fine-tuning of every pair would cost, beside the plan: a step is three forward passes."""
+    if not result["tuning"]:
+        return []
+    return [
+        f"fine-tuning every pair (-p finetune '[all]' of alignment, not counted here): at most "
+        f"{result['tuning'] / 1e15:,.1f} PFLOP, {result['tuning'] / result['speed'] / 3600:,.1f} hours"
+    ]
+
+
+def tuning_flops(wanted: list[Extraction]) -> float:
+    """Of fine-tuning every encoder on the training images of each of its tasks, for as many epochs as are allowed."""
+    training = (job for job in wanted if job.split == "train")
+    costs = ((encoder_cost(job.encoder), job.count()) for job in training)
+    return sum(3 * EPOCHS * count * cost.flops for cost, count in costs if cost and count)
 
 
 def _job_line(row: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 HELD_OUT = 0.1  # of an official training split, for validation where there is none
-SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # of a set that is not divided
+SHARES = (0.6, 0.8)  # of a set that is not divided: where training images end, and validation images
 
 
 class HubSet(BaseModel):
@@ -30,6 +30,8 @@ class HubSet(BaseModel):
     cite: str
     limit: int | None = None
     gated: bool = False
+    held_out: float = HELD_OUT
+    shares: tuple[float, float] = SHARES
     names: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
 
@@ -41,10 +43,15 @@ class HubSet(BaseModel):
         """Images of each split, as `read_split` divides them."""
         if not (self.train and self.test):
             whole = self.train + self.test
-            return {split: int(high * whole) - int(low * whole) for split, (low, high) in SHARES.items()}
-        held = int(HELD_OUT * self.train)
+            return {split: int(high * whole) - int(low * whole) for split, (low, high) in bounds(self.shares).items()}
+        held = int(self.held_out * self.train)
         train = self.train - held
         return {"train": min(train, self.limit or train), "validation": held, "test": self.test}
+
+
+def bounds(shares: tuple[float, float] = SHARES) -> dict[str, tuple[float, float]]:
+    """From where to where each split takes the images of a set that is not divided."""
+    return dict(zip(("train", "validation", "test"), itertools.pairwise((0.0, *shares, 1.0)), strict=True))
 
 
 def _alternatives(template: str) -> Iterator[str]:

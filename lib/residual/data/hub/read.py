@@ -27,7 +27,7 @@ from PIL import ImageColor
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from residual.data.hub.catalogue import HELD_OUT, SHARES, HubSet, catalogue, local_folder
+from residual.data.hub.catalogue import HELD_OUT, SHARES, HubSet, bounds, catalogue, local_folder
 from residual.data.hub.layouts import (
     CLASSES,
     TARS,
@@ -71,8 +71,9 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
     """One split of a data set of the catalogue, a hub id or a folder, in an order drawn from `seed`.
 
     Official splits are kept. Without a validation split, a tenth of each class of the training split is held out; a
-    set that is not divided is divided 60 : 20 : 20, class by class. "name@revision" pins a revision; else the
-    first one that was fetched stays, recorded in `cache`. Images that cannot be decoded are left out and named.
+    set that is not divided is divided 60 : 20 : 20, class by class. The catalogue may have other shares.
+    "name@revision" pins a revision; else the first one that was fetched stays, recorded in `cache`. Images that cannot
+    be decoded are left out and named.
     Raises DataError where a set cannot be fetched or read, and ValueError for one that holds no labelled images.
     """
     ImageColor.getrgb(ground)  # raises ValueError for what is not a colour
@@ -92,7 +93,8 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
     tables, labels, classes = _splits(loaded, words, name, by_folder=by_folder)
     if entry and (off := abs(sum(map(len, tables.values())) / (entry.train + entry.test) - 1)) > 0.02:
         log.warning("%s has %.0f %% more or fewer labelled images than it should have", name, 100 * off)
-    table, truth, rows = _rows_of(tables, labels, split, seed, name)
+    held_out, shares = (entry.held_out, entry.shares) if entry else (HELD_OUT, SHARES)
+    table, truth, rows = _rows_of(tables, labels, split, seed, name, held_out, shares)
     if split == "train" and entry and entry.limit and len(rows) > entry.limit:
         rows = rows[rank_in_class(truth[rows]).argsort(stable=True)[: entry.limit].sort().values]
     images, whole, excluded = _decodable(table.select(rows.tolist()), rows, split, name, folder)
@@ -109,17 +111,23 @@ def _count_images(folder: Path, loaded: Mapping[str, datasets.Dataset], name: st
 
 
 def _rows_of(
-    tables: Tables, labels: dict[str, Tensor], split: str, seed: int, name: str
+    tables: Tables,
+    labels: dict[str, Tensor],
+    split: str,
+    seed: int,
+    name: str,
+    held_out: float,
+    shares: tuple[float, float],
 ) -> tuple[datasets.Dataset, Int64[Tensor, "m"], Int64[Tensor, "n"]]:
     """The table and labels that hold a split, and the split's rows in random order."""
     if undivided := not {"train", "test"} <= set(tables):
         table, truth = datasets.concatenate_datasets(list(tables.values())), torch.cat(list(labels.values()))
-        low, high = SHARES[split]
+        low, high = bounds(shares)[split]
     else:
         official = split in tables and (split != "train" or "validation" in tables)
         part = split if official else "test" if split == "test" else "train"
         table, truth = tables[part], labels[part]
-        low, high = (0.0, 1.0) if official else (1 - HELD_OUT, 1.0) if split == "validation" else (0.0, 1 - HELD_OUT)
+        low, high = (0.0, 1.0) if official else (1 - held_out, 1.0) if split == "validation" else (0.0, 1 - held_out)
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
     rows = rows[truth[rows] >= 0]
     ranks = rank_in_class(truth[rows])
