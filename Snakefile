@@ -158,5 +158,7 @@ rule book:
         {PYTHON} -m edition.assemble {params.pairs} {params.results} {params.site} > {log} 2>&1
         {JUPYTER_BOOK} build $strict --quiet {params.site} >> {log} 2>&1
         mkdir {params.site}/_build/html/results && cp {params.results}/*.csv {params.site}/_build/html/results
-        if test -d {params.results}/explorer; then cp -r {params.results}/explorer {params.site}/_build/html; fi
+        for made in explorer playground; do
+            if test -d {params.results}/$made; then cp -r {params.results}/$made {params.site}/_build/html; fi
+        done
         """

@@ -133,6 +133,9 @@ ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 40
 selection: &tasks {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], images: 300}
 alignment: {<<: *tasks, finetune: [], seeds: 1}
 learned: *tasks
+class_means: *tasks
+text_and_code: *tasks
+playground: *tasks
 """
 
 

@@ -141,6 +141,7 @@ _EXTRACTIONS = dict.fromkeys(("dimension", "pursuit", "semantics", "heads"), _on
     "alignment": _tasks_and_parity,
     "learned": _tasks,
     "class_means": _tasks,
+    "playground": _tasks,
     "text_and_code": _tasks_and_noise,
 }
 

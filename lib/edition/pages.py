@@ -68,7 +68,8 @@ def after(chapter: str) -> tuple[str, ...]:
     """The chapters that a chapter waits for, as it reads their tables, trainings, stored units or costs."""
     if chapter in LAST:
         return tuple(other for other in chapters() if other not in LAST)
-    units = {"alignment": "selection", "zoo": "selection", "text_and_code": "alignment", "class_means": "dimension"}
+    units = {"alignment": "selection", "zoo": "selection", "class_means": "dimension"}
+    units |= dict.fromkeys(("text_and_code", "playground"), "alignment")
     return READS.get(chapter, ()) + ((units[chapter],) if chapter in units else ())
 
 

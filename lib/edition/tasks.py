@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from edition.chapter import Chapter
 from edition.inputs import residual_inputs
+from edition.playground import Scene, all_components
 from edition.reproduction import check_base
 from edition.results import published
 from residual import alignment, readings, selection
@@ -53,7 +54,7 @@ class Tasks:
 
     def __init__(self, run: Chapter, reading: str | None = None) -> None:
         p = run.parameters
-        self.reading = p["reading"] if reading is None else reading
+        self.reading = reading or p.get("reading", "text")
         self.run, self.seed, self.names, self.workers = run, p["seed"], p["tasks"], p.get("workers", 0)
         self._references: dict[str, StoredUnits] = {}
         self._bases: dict[tuple[str, str], alignment.Bases] = {}
@@ -201,6 +202,26 @@ def reading_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[st
         bases = tasks.bases(encoder, kind)
         with residual_inputs(units, bases) as scores:
             yield kind, *train(tasks.aligner(encoder, bases, tasks.seed), scores)[:2]
+
+
+def playground_scene(tasks: Tasks, encoder: Encoder, task: str, shown: int) -> tuple[Scene, dict[str, dict[str, Any]]]:
+    """The first test images of a task with their scores, and the settings that the playground's buttons load."""
+    units, labels = tasks.run.task_units(encoder, task)
+    classes, k = tasks.classes[encoder.name, task], max(1, encoder.layers * encoder.heads // 20)
+    trained = {}
+    for name, kind in (("ResiDual", "RD"), ("ResiDual, heads alone", "RD*")):
+        trained[name] = tasks.aligner(encoder, bases := tasks.bases(encoder, kind), tasks.seed)
+        with residual_inputs(units, bases) as scores:
+            tasks.fit(trained[name], encoder, classes, scores, labels, tasks.seed)
+    ranked = selection.score_units(units["validation"], "U", classes)
+    chosen = [tuple(at) for at in selection.select_top(ranked, k).nonzero().tolist()]
+    bases, named = all_components(tasks.reference(encoder)), load_dataset(task, "test", seed=tasks.seed)
+    scene = Scene(
+        encoder.name, task, tasks.run.data(split_task(task)[0], "test", encoder.name).head(shown),
+        labels["test"][:shown], named.classes, bases, alignment.component_scores(units["test"], bases)[:shown],
+        units["test"].outputs()[:shown], classes,
+    )  # fmt: skip
+    return scene, scene.presets(trained, chosen)
 
 
 def alignment_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple]:

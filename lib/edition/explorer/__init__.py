@@ -12,13 +12,12 @@ from typing import Any
 
 import jinja2
 import torch
-from jaxtyping import UInt8
-from PIL import ImageOps
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from residual.data.dataset import Dataset, Images
+from residual.data.images import thumbnails
 from residual.files import write_bytes
 from residual.heads import textspan_heads
 from residual.store import StoredUnits
@@ -27,7 +26,6 @@ from residual.units import Unit
 COMPONENTS = 3  # of every head
 SHARES = 22  # components whose share is drawn
 IMAGES = 6  # at each end of a component
-SIDE = 96
 
 
 def write_explorer(
@@ -83,16 +81,9 @@ def _component(
     """The images at the two ends of a component, on one sheet, with the words of their captions."""
     order = scores.argsort()
     ends = order[:IMAGES], order[-IMAGES:].flip(0)
-    sheet, picture = make_grid(_small(images[torch.cat(ends)]), IMAGES, padding=2, pad_value=255), io.BytesIO()
+    sheet, picture = make_grid(thumbnails(images[torch.cat(ends)]), IMAGES, padding=2, pad_value=255), io.BytesIO()
     to_pil_image(sheet).save(picture, "JPEG", quality=85)
     write_bytes(folder / file, picture.getvalue())
     low, high = (", ".join(dict.fromkeys(captions[i] for i in end.tolist())) for end in ends)
     _, height, width = sheet.shape
     return {"image": file, "width": width, "height": height, "share": f"{share:.0%}", "low": low, "high": high}
-
-
-def _small(images: Images) -> UInt8[Tensor, "n 3 h w"]:
-    """Images as they are shown: encoded ones, which differ in size, as squares of 96 pixels."""
-    if isinstance(images, Tensor):
-        return images
-    return torch.stack([pil_to_tensor(ImageOps.fit(image, (SIDE, SIDE))) for image in images])

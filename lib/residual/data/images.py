@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -49,6 +49,14 @@ class EncodedImages:
         """SHA-256 of the files' checksums, in order, and of how they are decoded."""
         files = "".join(self.checksums[row] for row in self.rows.tolist())
         return hashlib.sha256(f"{DECODING} {self.ground} {files}".encode()).hexdigest()
+
+
+def thumbnails(images: Tensor | EncodedImages, side: int = 96) -> UInt8[Tensor, "n 3 h w"]:
+    """Images as pages show them: encoded ones, which differ in size, as squares of `side` pixels."""
+    if isinstance(images, Tensor):
+        return images
+    squares = (np.asarray(ImageOps.fit(image, (side, side))) for image in images)
+    return torch.stack([torch.tensor(square).permute(2, 0, 1) for square in squares])
 
 
 def encoded_bytes(value: dict) -> bytes:

@@ -1,0 +1,94 @@
+"""What the playground computes in a browser is what the library computes."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from edition.chapter import Chapter
+from edition.pages import chapter_defaults, chapter_path
+from edition.playground import write_playground
+from edition.tasks import Tasks, playground_scene
+from residual.alignment import ResiDual, component_scores, reference_bases, transformed
+from residual.selection import ablate, score_units, select_top
+
+SHOWN = 60
+
+
+@pytest.fixture(scope="module")
+def played():
+    values = chapter_defaults(chapter_path("playground")) | {"encoders": ["mini-openclip"], "tasks": ["shapes-colour"]}
+    tasks = Tasks(Chapter("playground", values | {"images": 200, "reference_images": 300, "dataset": "digits"}))
+    ((encoder, task),) = tasks.pairs()
+    return tasks, encoder, task, *playground_scene(tasks, encoder, task, SHOWN)
+
+
+def expected(tasks, encoder, task):
+    """Logits of the library for every button."""
+    units, _ = tasks.run.task_units(encoder, task)
+    classes, stored = tasks.classes[encoder.name, task], units["test"]
+    every = torch.ones(stored.head_grid, dtype=torch.bool)
+    ranked = score_units(units["validation"], "U", classes)
+    outputs = {"the encoder": stored.outputs(), "all heads": ablate(stored, every)}
+    outputs["3 heads, by U"] = ablate(stored, select_top(ranked, 3))
+    labels = tasks.run.labels(encoder, task)
+    for name, kind in (("ResiDual", "RD"), ("ResiDual, heads alone", "RD*")):
+        aligner = ResiDual(bases := reference_bases(tasks.reference(encoder), kind))
+        scores = {split: component_scores(part, bases) for split, part in units.items()}
+        tasks.fit(aligner, encoder, classes, scores, labels, 0)
+        outputs[name] = transformed(aligner, scores["test"])
+    return {name: (output.double()[:SHOWN] @ classes.double().T).numpy() for name, output in outputs.items()}
+
+
+def read(text, kind="f4"):
+    return np.frombuffer(base64.b64decode(text), kind).astype(float)
+
+
+def test_the_numbers_of_a_page_give_the_logits_of_the_library(played):
+    tasks, encoder, task, scene, presets = played
+    data = scene.payload(presets)
+    k, c = sum(data["sizes"]), len(data["classes"])
+    scores = read(data["scores"], "i2").reshape(SHOWN, k) * read(data["step"])
+    for name, logits in expected(tasks, encoder, task).items():
+        preset = data["presets"][name]
+        lambdas = read(preset["lambdas"])
+        found = (scores * lambdas) @ read(data["products"]).reshape(k, c)
+        on = [lambdas[part].any() for part in np.split(np.arange(k), np.cumsum(data["sizes"])[:-1])]
+        found += preset["means"] * (read(data["means"]).reshape(-1, c) * np.array(on)[:, None]).sum(0)
+        found += sum(preset[key] * read(data[key.lower()]).reshape(SHOWN, c) for key in ("X0", "rest"))
+        np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4 * np.abs(logits).max())
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_the_page_computes_them_in_a_browser(played, tmp_path):
+    tasks, encoder, task, scene, presets = played
+    page = write_playground(tmp_path / "page", scene, presets)
+    assert page.stat().st_size < 3e6
+    text = page.read_text()
+    assert not re.search(r'(?:src|href)="https?:', text)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    command = ["chromium", *options, f"--user-data-dir={tmp_path / 'user'}", "--virtual-time-budget=8000", "--dump-dom"]
+    done = subprocess.run([*command, f"{page.as_uri()}#check"], capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads(html.unescape(re.search(r'<pre id="checked">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    labels = scene.labels.numpy()
+    for name, logits in expected(tasks, encoder, task).items():
+        own = np.array(found[name]["logits"]).reshape(3, -1)
+        np.testing.assert_allclose(own, logits[:3], rtol=0, atol=1e-4 * np.abs(logits).max())
+        assert found[name]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+
+
+def test_names_of_classes_do_not_end_the_script(played, tmp_path):
+    *_, scene, presets = played
+    bad = "</script><script>alert(1)</script>"
+    renamed = type(scene)(**(vars(scene) | {"names": (bad, *scene.names[1:]), "task": bad}))
+    text = write_playground(tmp_path / "page", renamed, presets).read_text()
+    assert text.count("</script>") == 2
+    assert "<script>alert" not in text
