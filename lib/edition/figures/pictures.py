@@ -50,42 +50,43 @@ def idea(shares: pd.DataFrame, factor: str, methods: pd.DataFrame, names: dict[s
     shares: layers in rows, heads in columns, of the factor in each head's variance. methods: columns method, accuracy,
     params. names: method -> what it is called.
     """
-    figure, axes = plt.subplot_mosaic([["steps", "steps"], ["map", "gain"]], figsize=(9, 5.6), layout="constrained")
+    places = {"figsize": (5.6, 8), "height_ratios": (2, 3, 3), "layout": "constrained"}  # narrow, for phones
+    figure, axes = plt.subplot_mosaic([["steps"], ["map"], ["gain"]], **places)
     _steps(axes["steps"])
     image = axes["map"].imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="none")
     axes["map"].set(title=f"heads that carry {factor}", xlabel="head", ylabel="layer")
     axes["map"].set_xticks(range(shares.shape[1]))
     figure.colorbar(image, ax=axes["map"], label="share of the head's variance")
-    ax, known = axes["gain"], methods.set_index("method").loc[list(names)]
-    places = known["params"].clip(lower=10)
-    for index, (method, name) in enumerate(names.items()):
-        at = places[method], known.loc[method, "accuracy"]
+    ax, known = axes["gain"], methods.set_index("method").loc[list(names)].sort_values("params")
+    at_least = known["params"].clip(lower=10)
+    for index, method in enumerate(known.index):
+        at = at_least[method], known.loc[method, "accuracy"]
         ax.plot(*at, "osD^v"[index % 5], color=sns.color_palette("colorblind")[index], ms=8)
-        up = 10 if index % 2 else -10  # names of neighbours on different sides
-        options = {"va": "bottom" if index % 2 else "top", "ha": "center", "fontsize": 9}
-        ax.annotate(name, at, xytext=(0, up), textcoords="offset points", **options)
+        up = index % 2 == 0  # names of neighbours on different sides
+        options = {"va": "bottom" if up else "top", "ha": "center", "fontsize": 9}
+        ax.annotate(names[method], at, xytext=(0, 8 if up else -8), textcoords="offset points", **options)
     ax.set(xscale="log", title="what scaling achieves", xlabel="trained parameters", ylabel="mean accuracy")
-    ax.set(xlim=(2, 20 * places.max()), ylim=(0, 1.15))
+    ax.set(xlim=(1, 20 * at_least.max()), ylim=(0, 1.15))
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_xticks([10, 1e3, 1e5, 1e7], ["0", "thousand", "100,000", "10 million"])
     return list(axes.values())
 
 
 def _steps(ax: Axes) -> None:
-    ax.set(xlim=(0, 18), ylim=(0, 3.1))
+    """Four boxes, clockwise."""
+    ax.set(xlim=(-0.1, 10.1), ylim=(0, 5))
     ax.axis("off")
     steps = {
-        "residual stream:\na sum of units": "#eeeeee",
-        "each unit along its\nprincipal components": "#cfe3f3",
-        "times one trained\n$\\lambda$ each": "#f6dfc4",
-        "sum of scaled units,\ncloser to the words": "#d8ead2",
+        "residual stream:\na sum of units": (0, 2.9, "#eeeeee"),
+        "each unit along its\nprincipal components": (5.6, 2.9, "#cfe3f3"),
+        "times one trained\n$\\lambda$ each": (5.6, 0.1, "#f6dfc4"),
+        "sum of scaled units,\ncloser to the words": (0, 0.1, "#d8ead2"),
     }
-    for at, (text, shade) in enumerate(steps.items()):
-        left = 0.1 + 4.6 * at
-        ax.add_patch(plt.Rectangle((left, 0.6), 3.8, 1.9, fc=shade, ec="black"))
-        ax.text(left + 1.9, 1.55, text, ha="center", va="center", fontsize=10, parse_math=True)
-        if at:
-            ax.annotate("", (left, 1.55), (left - 0.8, 1.55), arrowprops={"arrowstyle": "-|>", "lw": 1.4})
+    for text, (left, low, shade) in steps.items():
+        ax.add_patch(plt.Rectangle((left, low), 4.4, 1.9, fc=shade, ec="black"))
+        ax.text(left + 2.2, low + 0.95, text, ha="center", va="center", fontsize=10, parse_math=True)
+    for tip, tail in (((5.6, 3.85), (4.4, 3.85)), ((7.8, 2), (7.8, 2.9)), ((4.4, 1.05), (5.6, 1.05))):
+        ax.annotate("", tip, tail, arrowprops={"arrowstyle": "-|>", "lw": 1.4})
 
 
 def dataset_sheet(rows: dict[str, Tensor]) -> Axes:
