@@ -124,6 +124,8 @@ def published_statistics(tables: Callable[[str], pd.DataFrame]) -> dict[str, tup
     counts = tables("parameter_counts").pivot_table("params", "model", "method", aggfunc="first")
     counts = counts.apply(lambda column: column.str.replace("k", "e3").astype(float))
     values["rd-star-small"] = list(counts["RD*"] / counts["RD"])
+    svhn = tables("alignment").query("dataset == 'SVHN'").pivot(index="model", columns="method", values="accuracy")
+    values["svhn-advantage"] = list(svhn["RD"] - svhn["Lin"])
     pairs = tables("encoder_correlation").query("model_a != model_b")
     values["order-agrees"] = list(pairs.groupby("model_a")["pearson"].mean())
     return {claim: (min(of_models), max(of_models)) for claim, of_models in values.items() if of_models}
