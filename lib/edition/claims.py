@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from edition.tables import styled
 
 SUPPORTED, INCONCLUSIVE, NOT_SUPPORTED = "supported", "inconclusive", "not supported"
+OUTCOMES = {"holds": SUPPORTED, "fails": NOT_SUPPORTED}
 Verdict = Literal["supported", "inconclusive", "not supported"]
 Interval = tuple[float, float]  # of 95 %
 UNKNOWN = (float("nan"), float("nan"))
@@ -95,7 +96,9 @@ def found(rows: pd.DataFrame) -> str:
     for name, of_claim in trained.groupby("claim", sort=False):
         claim, supported = claims()[name], int((of_claim["verdict"] == SUPPORTED).sum())
         refuted = int((of_claim["verdict"] == NOT_SUPPORTED).sum())
-        counts = f"**supported by {supported} of {len(of_claim)}**" + f", not by {refuted}" * bool(refuted)
+        counts = f"**supported by {supported} of {len(of_claim)}**"
+        if open_ := len(of_claim) - supported - refuted:
+            counts += f", undecided for {open_}"
         lines.append(f"- {claim.claim} ({claim.measured}: {_range(of_claim['statistic'])}): {counts}.")
     return "\n".join(lines)
 
@@ -159,7 +162,8 @@ def answers(rows: pd.DataFrame, published: dict[str, tuple[float, float]]) -> pd
     """A row for each claim: what the paper's encoders, those with real weights, mini ones and random weights show.
 
     A claim that any random weights support is no evidence that training, or the paper, is right: `holds` is then "no
-    evidence". Otherwise it says how many of the trained encoders support it.
+    evidence". Otherwise it says how many of the trained encoders support it. `outcome` is "holds" or "fails" where more
+    than half of them say so, "undecided", or "no evidence".
     """
     kinds = np.select(
         [rows["model"].str.endswith("@random"), rows["model"].str.startswith("mini-")], ["random", "mini"], "real"
@@ -175,7 +179,10 @@ def answers(rows: pd.DataFrame, published: dict[str, tuple[float, float]]) -> pd
         shown = {"section": claim.section, "claim": claim.claim, "the paper": _range(published.get(name, ()))}
         titles = {"real": "real weights", "mini": "mini encoders", "random": "random weights"}
         shown |= {title: _range(of_kind[kind]["statistic"]) for kind, title in titles.items()}
-        table.append(shown | {"holds": "no evidence" if by_chance else holds})
+        shares = {word: (trained["verdict"] == verdict).mean() for word, verdict in OUTCOMES.items()}
+        outcome = next((word for word, share in shares.items() if share > 0.5), "undecided")
+        last = {"holds": holds, "outcome": outcome}
+        table.append(shown | (dict.fromkeys(last, "no evidence") if by_chance else last))
     return pd.DataFrame(table)
 
 
@@ -183,7 +190,7 @@ def _range(values: Iterable[float]) -> str:
     values = [value for value in values if np.isfinite(value)]
     if not values:
         return ""
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    low, high = (f"{end + 0.0 if abs(end) >= 0.005 else 0.0:.2f}" for end in (min(values), max(values)))  # no -0.00
     return low if low == high else f"{low} to {high}"
 
 

@@ -66,8 +66,8 @@ def chapters_on_device() -> list[str]:
 
 def after(chapter: str) -> tuple[str, ...]:
     """The chapters that a chapter waits for, as it reads their tables, trainings, stored units or costs."""
-    if chapter in LAST:
-        return tuple(other for other in chapters() if other not in LAST)
+    if chapter in LAST:  # each after all that come before it
+        return tuple(other for other in chapters() if other not in LAST[LAST.index(chapter) :])
     units = {"alignment": "selection", "zoo": "selection", "class_means": "dimension"}
     units |= dict.fromkeys(("text_and_code", "playground"), "alignment")
     return READS.get(chapter, ()) + ((units[chapter],) if chapter in units else ())

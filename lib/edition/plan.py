@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,8 @@ def plan(profile: Path, speed: Callable[[str], float]) -> dict[str, Any]:
     units, wanted = project_root() / "_build/units", jobs(profile)
     there = finished(units)
     rows = [_row(job, there, units, speed) for job in wanted]
-    tasks = [job for job in jobs_by_chapter(profile).get("alignment", ()) if job.dataset in _tasks_of(profile)]
-    costs = {"speed": speed(wanted[0].precision), "tuning": tuning_flops(tasks)}
-    return {"jobs": rows, "downloads": _downloads(wanted)} | costs
-
-
-def _tasks_of(profile: Path) -> set[str]:
-    return {split_task(task)[0] for task in chapter_parameters("alignment", profile)["tasks"]}
+    about = {"jobs": rows, "downloads": _downloads(wanted), "speed": speed(wanted[0].precision)}
+    return about | _tuning(profile)
 
 
 def _row(job: Extraction, there: set[tuple], units: Path, speed: Callable[[str], float]) -> dict[str, Any]:
@@ -201,20 +197,28 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _tuning_line(result: dict[str, Any]) -> list[str]:
-    """What full fine-tuning of every pair would cost, beside the plan: a step is three forward passes."""
-    if not result["tuning"]:
+    """What full fine-tuning would cost, beside the plan."""
+    if not result["pairs"]:
         return []
     return [
-        f"fine-tuning every pair (-p finetune '[all]' of alignment, not counted here): at most "
-        f"{result['tuning'] / 1e15:,.1f} PFLOP, {result['tuning'] / result['speed'] / 3600:,.1f} hours"
+        f"fine-tuning all {result['pairs']} pairs (-p finetune '[all]' of alignment, not counted here): if none stops "
+        f"early, about {result['tuning'] / 1e15:,.1f} PFLOP, {result['tuning'] / result['speed'] / 3600:,.1f} hours"
     ]
 
 
-def tuning_flops(wanted: list[Extraction]) -> float:
-    """Of fine-tuning every encoder on the training images of each of its tasks, for as many epochs as are allowed."""
-    training = (job for job in wanted if job.split == "train")
-    costs = ((encoder_cost(job.encoder), job.count()) for job in training)
-    return sum(3 * EPOCHS * count * cost.flops for cost, count in costs if cost and count)
+def _tuning(profile: Path) -> dict[str, float]:
+    """The pairs of encoder and task of a profile, and the operations of fine-tuning each for as long as is allowed.
+
+    A step is three forward passes; the search for a rate, 100 steps long, and validation are left out.
+    """
+    p = chapter_parameters("alignment", profile)
+    training = {(job.encoder, job.dataset): job for job in extractions("alignment", p) if job.split == "train"}
+    pairs = [training[encoder, split_task(task)[0]] for encoder, task in product(p["encoders"], p["tasks"])]
+    costs = ((encoder_cost(job.encoder), job.count()) for job in pairs)
+    return {
+        "pairs": len(pairs),
+        "tuning": sum(3 * EPOCHS * count * cost.flops for cost, count in costs if cost and count),
+    }
 
 
 def _job_line(row: dict[str, Any]) -> str:

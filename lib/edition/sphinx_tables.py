@@ -20,7 +20,9 @@ class TablesOfCells(SphinxTransform):
     def apply(self, **_options: Any) -> None:
         for figure in list(self.document.findall(nodes.figure)):
             if any(name.startswith("tab-") for name in figure["ids"]):
-                figure.replace_self(TableFigure("", *figure.children, **figure.attributes))
+                table = TableFigure("", *figure.children, **figure.attributes)
+                figure.replace_self(table)
+                self.document.ids |= dict.fromkeys(table["ids"], table)  # where references look
 
 
 def _title(node: nodes.Node) -> str:

@@ -38,7 +38,7 @@ def head_dimensions(
     Finished layers are cached in the units' folder.
     Raises StoreError if the extraction kept no coordinates, and ValueError for too few distinct images.
     """
-    _check_count(units.manifest)
+    _check_count(units.manifest, share)
     spectra = units.head_pca()
     evr = spectra.explained_variance_ratio
     code = code_key(spectrum, dimension, store, head_dimensions)
@@ -74,11 +74,11 @@ def _random_rows(count: int, share: float, seed: int) -> Tensor | slice:
     return order[: round(share * count)].sort().values
 
 
-def _check_count(manifest: Manifest) -> None:
-    """Raises ValueError where quarters of the images would be too few for TwoNN."""
-    if manifest.count < 4 * FEWEST:
+def _check_count(manifest: Manifest, share: float) -> None:
+    """Raises ValueError where quarters of the images that are used would be too few for TwoNN."""
+    if (used := round(share * manifest.count)) < 4 * FEWEST:
         raise ValueError(
-            f"{manifest.dataset}/{manifest.split} has {manifest.count} images, and the dimensions need at least "
+            f"{used} images of {manifest.dataset}/{manifest.split} are used, and the dimensions need at least "
             f"{4 * FEWEST}: N's standard error comes from random quarters of the images, and TwoNN takes {FEWEST} "
             "distinct rows. Take more images, or another split"
         )
@@ -125,12 +125,6 @@ def somp_head(
     basis, _ = isometry(units.frames.head_frames[layer, head])
     samples = units.head_coordinates(layer, head)
     return somp_in_basis(samples - samples.mean(0), basis, dictionary.to(samples), k, criterion)
-
-
-def somp_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, criterion: str = "l1") -> Pursuit:
-    """`somp_head` of every head: indices [l h k]."""
-    heads = product(*map(range, units.head_grid))
-    return Pursuit.stack([somp_head(units, *head, dictionary, k, criterion) for head in heads], units.head_grid)
 
 
 def described_outputs(

@@ -68,6 +68,20 @@ class Scene:
             presets[name] = {"lambdas": lambdas, "means": False, "X0": adapter.bases.kind == "RD", "rest": False}
         return presets
 
+    def logits(self, preset: dict[str, Any]) -> Float[Tensor, "n c"]:
+        """What the page computes for a setting."""
+        count, lambdas = len(self.bases.components), preset["lambdas"]
+        output = (self.scores[:, :count].float() * lambdas) @ self.bases.components
+        if preset["X0"]:
+            output = output + self.scores[:, count:]
+        if preset["means"]:
+            on = torch.zeros(len(self.bases.units)).index_add_(0, self.bases.unit_index, lambdas.abs()) > 0
+            output = output + on.float() @ self.bases.means
+        return (self.outputs if preset["rest"] else output) @ self.classes.T
+
+    def accuracy(self, preset: dict[str, Any]) -> float:
+        return (self.logits(preset).argmax(1) == self.labels).double().mean().item()
+
     def payload(self, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """All numbers of a page, as JSON takes them: matrices in base64, scores as 16-bit integers with a step each."""
         count = len(self.bases.components)
