@@ -253,6 +253,7 @@ def test_tables_are_numbered_as_tables_and_files_of_numbers_are_there(site):
     page = (site / "selection.html").read_text()
     assert re.search(r'id="tab-selection".*?<span class="caption-number">Table \d+ </span>', page, re.DOTALL)
     assert re.search(r'id="fig-by-k".*?<span class="caption-number">Fig. \d+ </span>', page, re.DOTALL)
+    assert re.search(r'<span class="std std-numref">Table \d+</span>', (site / "zoo.html").read_text())
     links = re.findall(r'href="(results/[^"]+\.csv)"', page)
     assert "results/unit_selection.csv" in links
     assert all((site / link).stat().st_size > 20 for link in links)
