@@ -222,6 +222,6 @@ def test_heads_that_are_done_are_kept_and_damage_is_noticed(encoder, tmp_path, m
 def test_too_few_images_for_quarters_are_told(encoder, dataset, tmp_path):
     units = extract(encoder, dataset, root=tmp_path, coordinates="float32")
     with pytest.raises(
-        ValueError, match=r"noise/train has 70 images, and the dimensions need at least 80: .* quarters"
+        ValueError, match=r"70 images of noise/train are used, and the dimensions need at least 80: .* quarters"
     ):
         heads.head_dimensions(units)

@@ -25,6 +25,22 @@ from test_hub import write_tar
 
 ROOT = project_root()
 STANDINS = {"BLIP-L": "mini-blip", "DINOv2-L": "mini-dinov2", "ViT-L": "mini-vit"}
+# Splits and their images as the hub's pages list them, apart from our catalogue, which must agree.
+LISTING = {
+    "clip-benchmark/wds_imagenet1k": {"train": 1_281_167, "test": 50_000},
+    "clip-benchmark/wds_vtab-cifar10": {"train": 45_000, "test": 10_000},
+    "clip-benchmark/wds_vtab-cifar100": {"train": 45_000, "test": 10_000},
+    "clip-benchmark/wds_imagenet_sketch": {"test": 50_889},
+    "clip-benchmark/wds_cars": {"train": 8_144, "test": 8_041},
+    "clip-benchmark/wds_mnist": {"train": 60_000, "test": 10_000},
+    "clip-benchmark/wds_vtab-svhn": {"train": 65_931, "test": 26_032},
+    "clip-benchmark/wds_vtab-eurosat": {"train": 16_200, "test": 5_400},
+    "clip-benchmark/wds_vtab-resisc45": {"train": 18_900, "test": 6_300},
+    "clip-benchmark/wds_vtab-dtd": {"train": 1_880, "test": 1_880},
+    "clip-benchmark/wds_sun397": {"test": 108_754},
+    "clip-benchmark/wds_gtsrb": {"train": 26_640, "test": 12_630},
+    "flwrlabs/pacs": {"train": 9_991},
+}
 SIZES = {"images": 120, "reference_images": 150}
 CLASSES = "red thing", "green thing", "blue thing"
 
@@ -32,10 +48,12 @@ CLASSES = "red thing", "green thing", "blue thing"
 def write_sets(folder: Path) -> dict[str, Path]:
     """A small set in the layout of the hub's for every set of the catalogue, one of them with a corrupt image."""
     found = {}
-    for name, entry in catalogue().items():
-        own = found[entry.repo] = folder / name
+    names = {entry.repo: name for name, entry in catalogue().items()}
+    for repo, splits in LISTING.items():
+        own, name = folder / repo.replace("/", "--"), names[repo]
+        found[repo] = own
         for split, count in (("train", 180), ("test", 75)):
-            if getattr(entry, split):
+            if split in splits:
                 write_tar(own / split / "0.tar", count, broken=(7,) if name == "svhn" else ())
                 (own / split / "nshards.txt").write_text("1\n")
         (own / "classnames.txt").write_text("\n".join(CLASSES))
@@ -59,6 +77,13 @@ def rehearsal(profile: dict) -> dict:
     small = {"profile": "rehearsal", "encoders": ["mini-openclip"], "controls": [], "tasks": ["digits"], "images": 100}
     given["zoo"] = small
     return given
+
+
+def test_the_catalogue_says_what_the_hub_lists():
+    assert {entry.repo for entry in catalogue().values()} == set(LISTING)
+    for name, entry in catalogue().items():
+        listed = LISTING[entry.repo]
+        assert (entry.train, entry.test) == (listed.get("train", 0), listed.get("test", 0)), name
 
 
 @pytest.fixture(scope="module")

@@ -248,8 +248,8 @@ CHANGES = [  # file, text, in place of which; and the chapters that run again
     ("lib/residual/dimension.py", "Intrinsic dimension", "Dimension of the data", set()),  # a docstring
     ("lib/residual/dimension.py", "FEWEST = 20", "FEWEST = 21", "some"),
     ("lib/edition/figures/dimension.py", '"Blues"', '"Greens"', {"dimension"}),
-    ("lib/edition/figures/pictures.py", "#cfe3f3", "#cfe3f4", {"residual_stream", "data"}),
-    ("lib/residual/training.py", "PATIENCE, BATCH = 30", "PATIENCE, BATCH = 31", "some"),
+    ("lib/edition/figures/pictures.py", "#cfe3f3", "#cfe3f4", {"residual_stream", "data", "intro"}),
+    ("lib/residual/training.py", "EPOCHS, PATIENCE = 30", "EPOCHS, PATIENCE = 31", "some"),
     ("book/references.bib", "Facco", "Fako", set()),
     ("book/_static/custom.css", "{", "{ color: red;", set()),
     ("book/dimension.md", "heads live in few dimensions", "heads have few dimensions", set()),  # prose
@@ -368,7 +368,7 @@ def test_a_new_page_says_what_it_needs(inside, capsys):
     assert check.main() == 1
     assert "book/mine.md:1: it is not in _toc.yml" in capsys.readouterr().err
     toc = inside / "_toc.yml"
-    toc.write_text(toc.read_text() + "  - file: mine\n")
+    toc.write_text(toc.read_text() + "      - file: mine\n")
     assert check.main() == 1
     told = capsys.readouterr().err
     assert "its table lacks the chapter mine" in told

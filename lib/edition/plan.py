@@ -206,7 +206,7 @@ def _tuning_line(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tuning(profile: Path) -> dict[str, float]:
+def _tuning(profile: Path) -> dict[str, Any]:
     """The pairs of encoder and task of a profile, and the operations of fine-tuning each for as long as is allowed.
 
     A step is three forward passes; the search for a rate, 100 steps long, and validation are left out.

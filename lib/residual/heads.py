@@ -66,8 +66,6 @@ def head_dimensions(
 
 
 def _random_rows(count: int, share: float, seed: int) -> Tensor | slice:
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], not {share}")
     if share == 1:
         return slice(None)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -75,7 +73,9 @@ def _random_rows(count: int, share: float, seed: int) -> Tensor | slice:
 
 
 def _check_count(manifest: Manifest, share: float) -> None:
-    """Raises ValueError where quarters of the images that are used would be too few for TwoNN."""
+    """Raises ValueError for a bad share, and where quarters of the images that are used would be too few for TwoNN."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], not {share}")
     if (used := round(share * manifest.count)) < 4 * FEWEST:
         raise ValueError(
             f"{used} images of {manifest.dataset}/{manifest.split} are used, and the dimensions need at least "
