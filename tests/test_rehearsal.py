@@ -25,7 +25,7 @@ from test_hub import write_tar
 
 ROOT = project_root()
 STANDINS = {"BLIP-L": "mini-blip", "DINOv2-L": "mini-dinov2", "ViT-L": "mini-vit"}
-# Splits and their images as the hub's pages list them, apart from our catalogue, which must agree.
+# Splits of the hub's sets and their images, written down apart from the catalogue, which must agree.
 LISTING = {
     "clip-benchmark/wds_imagenet1k": {"train": 1_281_167, "test": 50_000},
     "clip-benchmark/wds_vtab-cifar10": {"train": 45_000, "test": 10_000},
@@ -67,10 +67,10 @@ def rehearsal(profile: dict) -> dict:
     for own in given.values():
         own["profile"] = "rehearsal"
         if "encoders" in own:
-            own["encoders"] = [name for name in own["encoders"] if name in STANDINS]
+            own["encoders"] = [name for name in own["encoders"] if name in STANDINS] or ["BLIP-L"]
         own |= {name: size for name, size in SIZES.items() if name in own}
         if "base_tolerance" in own or "tasks" in own:
-            own |= {"base_tolerance": 1.0, "tasks": own["tasks"][:3]}
+            own |= {"base_tolerance": 1.0, "tasks": own["tasks"][:2]}
         if "seeds" in own:
             own["seeds"] = 1
     given["ground_truth"]["images"] = 400
