@@ -85,6 +85,12 @@ def test_the_page_computes_them_in_a_browser(played, tmp_path):
         assert found[name]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
 
 
+def test_a_test_split_with_fewer_images_is_shown_whole(played):
+    tasks, encoder, task, *_ = played
+    scene, _ = playground_scene(tasks, encoder, task, 10_000)
+    assert len(scene.data) == len(scene.labels) == len(scene.scores) == 200
+
+
 def test_names_of_classes_do_not_end_the_script(played, tmp_path):
     *_, scene, presets = played
     bad = "</script><script>alert(1)</script>"

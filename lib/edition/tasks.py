@@ -216,8 +216,9 @@ def playground_scene(tasks: Tasks, encoder: Encoder, task: str, shown: int) -> t
     ranked = selection.score_units(units["validation"], "U", classes)
     chosen = [tuple(at) for at in selection.select_top(ranked, k).nonzero().tolist()]
     bases, named = all_components(tasks.reference(encoder)), load_dataset(task, "test", seed=tasks.seed)
+    data = tasks.run.data(split_task(task)[0], "test", encoder.name)
     scene = Scene(
-        encoder.name, task, tasks.run.data(split_task(task)[0], "test", encoder.name).head(shown),
+        encoder.name, task, data.head(min(shown, len(data))),
         labels["test"][:shown], named.classes, bases, alignment.component_scores(units["test"], bases)[:shown],
         units["test"].outputs()[:shown], classes,
     )  # fmt: skip
