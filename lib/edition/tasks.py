@@ -43,6 +43,11 @@ def text_scale(encoder: Encoder) -> float:
     return encoder.logit_scale or 100.0
 
 
+def few_heads(encoder: Encoder) -> int:
+    """A twentieth of the heads, as many as Table 1 keeps."""
+    return max(1, encoder.layers * encoder.heads // 20)
+
+
 class Tasks:
     """The encoders and tasks of a chapter, in one reading of the paper.
 
@@ -130,8 +135,7 @@ def selection_rows(tasks: Tasks, encoder: Encoder, task: str) -> tuple[list[tupl
     classes, means = tasks.classes[encoder.name, task], {"zero": None, "mean": tasks.reference(encoder)}
     options = {"labels": labels["validation"], "reading": tasks.reading}
     scores = {m: selection.score_units(units["validation"], m, classes, **options) for m in SCORES}
-    count = encoder.layers * encoder.heads
-    k = max(1, count // 20)
+    count, k = encoder.layers * encoder.heads, few_heads(encoder)
 
     def ablated(heads: Tensor, ablation: str) -> tuple[float, float]:
         return tasks.accuracy(encoder, task, selection.ablate(units["test"], heads, means[ablation]))
@@ -188,15 +192,22 @@ def _optimised(tasks: Tasks, encoder: Encoder, task: str, units: dict, labels: d
 def reading_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[str, float, float]]:
     """Method, accuracy and its error, in one reading, of all that the two readings compute differently."""
     units, labels = tasks.run.task_units(encoder, task)
-    classes, k = tasks.classes[encoder.name, task], max(1, encoder.layers * encoder.heads // 20)
-    yield "B", *tasks.base(encoder, task)
     for method in ("U", "U|T"):
-        scores = selection.score_units(units["validation"], method, classes, reading=tasks.reading)
-        heads = selection.select_top(scores, k)
+        scores = selection.score_units(
+            units["validation"], method, tasks.classes[encoder.name, task], reading=tasks.reading
+        )
+        heads = selection.select_top(scores, few_heads(encoder))
         yield method, *tasks.accuracy(encoder, task, selection.ablate(units["test"], heads))
     yield "O", *_optimised(tasks, encoder, task, units, labels)
+    yield from aligned_rows(tasks, encoder, task)
+
+
+def aligned_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[str, float, float]]:
+    """Method, accuracy and its error of the encoder, Lin and every ResiDual, trained once."""
+    units, labels = tasks.run.task_units(encoder, task)
+    yield "B", *tasks.base(encoder, task)
     outputs = {split: part.outputs() for split, part in units.items()}
-    train = partial(training_row, tasks, encoder, classes, labels=labels, seed=tasks.seed)
+    train = partial(training_row, tasks, encoder, tasks.classes[encoder.name, task], labels=labels, seed=tasks.seed)
     yield "Lin", *train(tasks.aligner(encoder, None, tasks.seed), outputs)[:2]
     for kind in ("RD", "RD*", "RD_Y"):
         bases = tasks.bases(encoder, kind)
@@ -207,14 +218,14 @@ def reading_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[st
 def playground_scene(tasks: Tasks, encoder: Encoder, task: str, shown: int) -> tuple[Scene, dict[str, dict[str, Any]]]:
     """The first test images of a task with their scores, and the settings that the playground's buttons load."""
     units, labels = tasks.run.task_units(encoder, task)
-    classes, k = tasks.classes[encoder.name, task], max(1, encoder.layers * encoder.heads // 20)
+    classes = tasks.classes[encoder.name, task]
     trained = {}
     for name, kind in (("ResiDual", "RD"), ("ResiDual, heads alone", "RD*")):
         trained[name] = tasks.aligner(encoder, bases := tasks.bases(encoder, kind), tasks.seed)
         with residual_inputs(units, bases) as scores:
             tasks.fit(trained[name], encoder, classes, scores, labels, tasks.seed)
     ranked = selection.score_units(units["validation"], "U", classes)
-    chosen = [tuple(at) for at in selection.select_top(ranked, k).nonzero().tolist()]
+    chosen = [tuple(at) for at in selection.select_top(ranked, few_heads(encoder)).nonzero().tolist()]
     bases, named = all_components(tasks.reference(encoder)), load_dataset(task, "test", seed=tasks.seed)
     data = tasks.run.data(split_task(task)[0], "test", encoder.name)
     scene = Scene(
