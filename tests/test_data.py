@@ -11,6 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from residual import dataset_names, load_dataset, task_names
 from residual.data.dataset import Dataset
 from residual.data.miniature.emoji import load_artwork, vocabulary
+from residual.data.miniature.photographs import MORE, draw_tiles, photo_tiles, photograph
+from residual.data.miniature.reference import pick_drawings
 from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
 from residual.data.miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS
 from residual.data.miniature.shapes import HUES, PATTERNS, SHAPES
@@ -187,6 +189,46 @@ def test_fonts_and_photographs_ship_with_their_packages():
     data = load_dataset("numerals", "validation")
     assert {FONTS[i] for i in data.factors["artwork"].values.tolist()} <= set(FONTS)
     assert len(load_dataset("photographs", "validation").classes) == len(PHOTOGRAPHS) == 15
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_two_tiles_of_a_photograph_overlap_in_any_split(seed):
+    taken = {name: torch.zeros(photograph(name).shape[1:], dtype=torch.int) for name in (*PHOTOGRAPHS, *MORE)}
+    for split in SPLITS:
+        for tile in photo_tiles(split, seed):
+            part = photograph(tile.photograph)[:, tile.top :, tile.left :][:, : tile.side, : tile.side]
+            assert part.shape[1:] == (tile.side, tile.side)
+            assert part.std() >= 2
+            taken[tile.photograph][tile.top : tile.top + tile.side, tile.left : tile.left + tile.side] += 1
+    assert all(times.max() == 1 for times in taken.values())
+    assert min(times.float().mean() for times in taken.values()) > 0.4
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_reference_set_uses_no_piece_twice(split):
+    data = load_dataset("reference", split)
+    tile, artwork = data.factors["tile"].values, data.factors["artwork"].values
+    tiles, used = photo_tiles(split, 0), tile[tile >= 0]
+    assert used.sort().values.equal(torch.arange(len(used)))
+    assert len(used) <= len(tiles)
+    pictures = data.images[data.labels == data.classes.index("photograph")]
+    order = tile[data.labels == data.classes.index("photograph")]
+    assert pictures.equal(draw_tiles([tiles[index] for index in order.tolist()], 48))
+    assert (artwork < 0).equal(data.labels >= data.classes.index("photograph"))
+    assert torch.bincount(artwork[artwork >= 0]).max() <= len(RESTYLES)
+    written = data.images[data.labels == data.classes.index("handwritten number")]
+    assert len(written) == len({image.numpy().tobytes() for image in written}) == len(data) // 16
+
+
+def test_a_drawing_comes_once_in_each_style_and_each_outline_once():
+    sprites = load_artwork().sprites
+    flags = sprites[[i for i, item in enumerate(vocabulary()) if item.group == "Flags"]]
+    drawing, style = pick_drawings(flags, 6 * len(flags), torch.Generator().manual_seed(0))
+    black = style == RESTYLES.index("silhouette")
+    outlines = len({flag[3].numpy().tobytes() for flag in flags})
+    pairs = list(zip(drawing.tolist(), style.tolist(), strict=True))
+    assert len(set(pairs)) == len(set(pairs[: 5 * len(flags) + outlines])) == 5 * len(flags) + outlines
+    assert black[: 5 * len(flags) + outlines].sum() == outlines < len(flags) / 2
 
 
 def test_a_style_changes_what_it_says():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from residual.data.hub.catalogue import catalogue, local_folder
 from residual.data.images import EncodedImages, rank_in_class
-from residual.data.miniature import emoji, numerals, photographs, scenes, sets, shapes, splits, textures
+from residual.data.miniature import emoji, numerals, photographs, reference, scenes, sets, shapes, splits, textures
 from residual.data.miniature.sets import ENTRIES, SIZE, Content, Entry, Factor
 from residual.data.miniature.splits import seed_of
 from residual.data.names import SPLITS, split_task, task_names
@@ -171,7 +171,8 @@ def _from_hub(name: str, split: str, seed: int, ground: str) -> Dataset:
 def _recipe() -> str:
     """A key of the code and the packages that draw data sets."""
     return cache_key(
-        code_key(emoji, numerals, photographs, scenes, sets, shapes, splits, textures), *map(version, DRAWN_WITH)
+        code_key(emoji, numerals, photographs, reference, scenes, sets, shapes, splits, textures),
+        *map(version, DRAWN_WITH),
     )
 
 

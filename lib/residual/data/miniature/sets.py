@@ -13,23 +13,15 @@ from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from residual.data.miniature.emoji import GROUP_WORDS, Emoji, load_artwork, vocabulary
 from residual.data.miniature.entries import entries
 from residual.data.miniature.numerals import FONTS, draw_numeral
-from residual.data.miniature.photographs import PHOTOGRAPHS, photo_crops
-from residual.data.miniature.scenes import (
-    BACKDROPS,
-    COLOURS,
-    RESTYLES,
-    Scene,
-    draw_backdrops,
-    draw_scenes,
-    restyle,
-    to_bytes,
-)
+from residual.data.miniature.photographs import PHOTOGRAPHS, draw_tiles, photo_crops, photo_tiles
+from residual.data.miniature.reference import draw_emoji, pick_drawings, pick_grounds
+from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, Scene, draw_scenes, restyle, to_bytes
 from residual.data.miniature.shapes import (
     BACKGROUNDS,
     HUES,
@@ -214,65 +206,52 @@ def _brightness(split: str, count: int, generator: torch.Generator, seed: int, s
     return Content((levels + noise).byte(), labels, names)
 
 
-KINDS = (*GROUP_WORDS.values(), "photograph", "texture", "shape", "number")
+KINDS = (*GROUP_WORDS.values(), "photograph", "texture", "shape", "number", "handwritten number")
 
 
 def _reference(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
-    """Three quarters emoji in all styles, alone or with others; the rest of the other kinds."""
-    other = count // 16
-    emoji = count - 4 * other
-    labels, artwork = _draw_groups(split, emoji, generator, seed)
-    style = torch.where(torch.rand(emoji, generator=generator) < 0.5, 0, balanced(emoji, len(RESTYLES), generator))
-    sprites = _restyled(_twemoji()[artwork], style)
-    images = []
-    for part in sprites.split(_chunk(size)):
-        ground = _grounds(len(part), split, generator, seed, size)
-        for low in (0.2, 0.3):  # company, one behind the other, before half of the grounds
-            more = draw_scenes(
-                part[torch.randperm(len(part), generator=generator)],
-                generator=generator, onto=ground, sizes=(low, low + 0.25), size=size,
-            ).images / 255  # fmt: skip
-            with_company = torch.rand(len(part), 1, 1, 1, generator=generator) < 0.5
-            ground = torch.where(with_company, more, ground)
-        images.append(draw_scenes(part, generator=generator, onto=ground, sizes=(0.4, 1.0), size=size).images)
-    which = torch.randint(len(PHOTOGRAPHS), (other,), generator=generator)
-    photographs = photo_crops(which, split, generator, seed, size)
-    rest = [
-        photographs[0],
-        _textures(split, other, generator, seed, size).images,
-        _shapes(split, other, generator, seed, size).images,
-        _numerals(split, other, generator, seed, size).images,
+    """Of sixteen images, ten are emoji, two photographs, and one of each other kind. No piece is in two images."""
+    each = count // 16
+    others = [
+        draw_tiles((tiles := photo_tiles(split, seed))[: 2 * each], size),
+        _textures(split, each, generator, seed, size).images,
+        _shapes(split, each, generator, seed, size).images,
+        _numerals(split, each, generator, seed, size).images,
+        _digits(split, each, generator, seed, size).images,
     ]
-    labels = torch.cat([labels, torch.arange(len(GROUP_WORDS), len(KINDS)).repeat_interleave(other)])
-    artwork = torch.cat([artwork, torch.full((4 * other,), -1)])
+    counts = torch.tensor([len(part) for part in others])
+    emoji = count - int(counts.sum())
+    pool = torch.cat(_pools(split, seed))
+    drawing, style = pick_drawings(_twemoji()[pool], emoji, generator)
+    kinds = pick_grounds(emoji, len(tiles) - 2 * each, generator)
+    tile = torch.full((count,), -1)
+    tile[:emoji][kinds == 0] = torch.arange(2 * each, 2 * each + int((kinds == 0).sum()))
+    tile[emoji : emoji + 2 * each] = torch.arange(2 * each)
+    images = []
+    for rows in torch.arange(emoji).split(_chunk(size)):
+        sprites = _restyled(_twemoji()[pool[drawing[rows]]], style[rows])
+        ground = [tiles[index] for index in tile[rows].tolist() if index >= 0]
+        images.append(draw_emoji(sprites, kinds[rows], ground, generator, size))
+    groups = list(GROUP_WORDS)
+    group = torch.tensor([groups.index(vocabulary()[index].group) for index in pool.tolist()])
+    labels = torch.cat([group[drawing], torch.arange(len(groups), len(KINDS)).repeat_interleave(counts)])
+    artwork = torch.cat([pool[drawing], torch.full((count - emoji,), -1)])
     order = torch.randperm(count, generator=generator)
-    return Content(torch.cat([*images, *rest])[order], labels[order], KINDS, {"artwork": Factor(artwork[order])})
+    factors = {"artwork": Factor(artwork[order]), "tile": Factor(tile[order])}
+    return Content(torch.cat([*images, *others])[order], labels[order], KINDS, factors)
 
 
-def _grounds(n: int, split: str, generator: torch.Generator, seed: int, size: int) -> Float[Tensor, "n 3 s s"]:
-    """Backgrounds of the emoji of the reference set: photographs, textures, drawn backdrops and plain white."""
-    which = torch.randint(len(PHOTOGRAPHS), (n,), generator=generator)
-    colour = torch.randint(len(COLOURS), (n,), generator=generator)
-    texture = torch.randint(len(TEXTURES), (n,), generator=generator)
-    choices = torch.stack(
-        [
-            photo_crops(which, split, generator, seed, size)[0] / 255,
-            draw_textures(texture, generator=generator, size=size) / 255,
-            draw_backdrops(torch.randint(len(BACKDROPS), (n,), generator=generator), colour, size, generator),
-            torch.ones(n, 3, size, size),
-        ]
-    )
-    chosen = torch.multinomial(torch.tensor([0.4, 0.15, 0.25, 0.2]), n, replacement=True, generator=generator)
-    return choices[chosen, torch.arange(n)]
+def _pools(split: str, seed: int) -> list[Int64[Tensor, "a"]]:
+    """The emoji of each group whose drawings are in this split only."""
+    members = {group: _members(lambda e, group=group: e.group == group) for group in GROUP_WORDS}
+    return [torch.tensor(divide(them, split, f"emoji/{group}/{seed}")) for group, them in members.items()]
 
 
 def _draw_groups(split: str, count: int, generator: torch.Generator, seed: int) -> tuple[Tensor, Tensor]:
     """Groups of emoji, and for each one an emoji whose drawing is in this split only."""
     labels = balanced(count, len(GROUP_WORDS), generator)
     artwork = torch.empty_like(labels)
-    for index, group in enumerate(GROUP_WORDS):
-        members = _members(lambda e, group=group: e.group == group)
-        pool = torch.tensor(divide(members, split, f"emoji/{group}/{seed}"))
+    for index, pool in enumerate(_pools(split, seed)):
         rows = labels == index
         artwork[rows] = pool[torch.randint(len(pool), (int(rows.sum()),), generator=generator)]
     return labels, artwork
