@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import pandas as pd
 import pytest
 import torch
 
-from edition.explorer import write_explorer
+from edition.explorer import explore, measured_heads, write_explorer
 from residual import extract, load_dataset
 from test_hub import write_webdataset
 
@@ -16,30 +18,44 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def test_every_head_is_on_the_page_with_pictures_and_words(encoder, dataset, tmp_path):
     units = extract(encoder, dataset, root=tmp_path / "units", coordinates="float32", progress=False)
-    texts = [f"<word {i}>" for i in range(30)]
+    texts = [f"</script><word {i}>" for i in range(30)]
     encodings = torch.randn(30, encoder.output_dim, generator=torch.Generator().manual_seed(0))
-    page = write_explorer(tmp_path / "page", units, dataset, texts=texts, encodings=encodings).read_text()
-    heads = re.findall(r'<article id="(L\d\.H\d)" data-words=" (l\d\.h\d word \d+ [^"]* a[^"]*)"', page)
-    assert len(heads) == encoder.layers * encoder.heads
-    assert "&lt;word" in page
-    assert "<word" not in page
-    images = re.findall(r'<img[^>]*src="([^"]+)"', page)
-    assert len(images) == 3 * len(heads)
-    assert all((tmp_path / "page" / name).stat().st_size > 500 for name in images)
+    grid = encoder.layers, encoder.heads
+    depth = torch.arange(encoder.layers)[:, None].expand(grid) + 0.5
+    found = explore(tmp_path, units, dataset, texts=texts, encodings=encodings, measures={"depth": depth})
+    text = write_explorer(tmp_path, [found, found | {"name": "other"}]).read_text()
+    assert text.count("</script>") == 2  # a text ends none
+    page = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+    assert [shown["name"] for shown in page["encoders"]] == [units.manifest.encoder, "other"]
+    shown = page["encoders"][0]
+    assert [head["label"] for head in shown["heads"]] == [f"L{i}.H{j}" for i in range(grid[0]) for j in range(grid[1])]
+    assert all(len(head["descriptions"]) == 5 and head["descriptions"][0] in texts for head in shown["heads"])
+    assert shown["measures"]["depth"] == depth.flatten().tolist()
+    first = units.head_pca().explained_variance_ratio[..., 0].flatten().tolist()
+    assert shown["measures"]["EVR1: share of the first component"] == pytest.approx(first, abs=1e-4)
+    images = [component["image"] for head in shown["heads"] for component in head["components"]]
+    assert len(set(images)) == 3 * len(shown["heads"])
+    assert all((tmp_path / name).stat().st_size > 500 for name in images)
 
 
 def test_an_encoder_without_words_has_pictures_only(encoder, dataset, tmp_path):
     units = extract(encoder, dataset, root=tmp_path / "units", coordinates="float32", progress=False)
-    page = write_explorer(tmp_path / "page", units, dataset).read_text()
-    assert "<ol>" not in page
-    assert page.count("<article") == encoder.layers * encoder.heads
+    heads = explore(tmp_path, units, dataset)["heads"]
+    assert not any(head["descriptions"] for head in heads)
+    assert len(heads) == encoder.layers * encoder.heads
     with pytest.raises(ValueError, match="60 images, but units of 70"):
-        write_explorer(tmp_path / "page", units, dataset.head(60))
+        explore(tmp_path, units, dataset.head(60))
+
+
+def test_a_table_of_some_heads_of_some_encoders_is_a_grid_with_gaps():
+    table = pd.DataFrame({"model": ["a", "a", "b"], "layer": [0, 1, 0], "head": [1, 0, 0], "z": [0.5, -0.25, 9.0]})
+    values = measured_heads(table, "z", "a", (2, 2))
+    assert values.nan_to_num(7).tolist() == [[7, 0.5], [-0.25, 7]]
 
 
 def test_images_of_files_are_shown_as_small_squares(encoder, tmp_path):
     data = load_dataset(write_webdataset(tmp_path / "set"), "test")
     units = extract(encoder, data, root=tmp_path / "units", coordinates="float32", progress=False)
-    page = write_explorer(tmp_path / "page", units, data).read_text()
-    assert 'width="590"' in page  # six of 96 pixels, and what is between them
-    assert "red thing" in page
+    component = explore(tmp_path / "page", units, data)["heads"][0]["components"][0]
+    assert component["width"] == 590  # six of 96 pixels, and what is between them
+    assert "red thing" in component["low"] + component["high"]

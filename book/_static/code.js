@@ -1,8 +1,10 @@
-// What a reader does with a page: folds all code, and takes figures and tables along.
+// What a reader does with a page: folds all code, takes figures and tables along, and follows heads to the explorer.
 document.addEventListener("DOMContentLoaded", () => {
   addCodeSwitch();
   document.querySelectorAll("figure, .cell_output").forEach(addLinks);
+  document.querySelectorAll(".cell_output table").forEach(makeSortable);
   document.querySelectorAll(".cell_output table").forEach(makeScrollable);
+  linkHeads();
 });
 
 // One switch for the folded code of a page, which other pages remember.
@@ -76,4 +78,67 @@ function makeScrollable(table) {
   };
   mark();
   new ResizeObserver(mark).observe(box);
+}
+
+// Heads that a table names, as "L7.H3", link to the head explorer; the first column has their encoder.
+function linkHeads() {
+  const tables = [...document.querySelectorAll(".cell_output table")].filter(table => /\bL\d+\.H\d+\b/.test(table.textContent));
+  if (!tables.length) return;
+  const list = document.createElement("script");
+  list.src = "explorer/encoders.js";
+  list.addEventListener("load", () => tables.forEach(linkHeadsOf));
+  document.head.append(list);
+}
+
+function linkHeadsOf(table) {
+  let encoder = "", rows = 0; // left of the encoder's cell, which may span several
+  for (const row of table.rows) {
+    if (rows === 0) { encoder = row.cells[0].textContent.trim(); rows = row.cells[0].rowSpan; }
+    rows -= 1;
+    if (!window.exploredEncoders.includes(encoder)) continue;
+    for (const cell of row.cells) {
+      const [label] = cell.textContent.match(/\bL\d+\.H\d+\b/) || [];
+      if (!label || cell.children.length) continue;
+      const made = document.createElement("a");
+      made.href = "explorer/index.html#" + encodeURIComponent(encoder) + "/" + label;
+      made.textContent = label;
+      const [before, after] = cell.textContent.split(label);
+      cell.replaceChildren(before, made, after);
+    }
+  }
+}
+
+// Long tables, where no cell spans rows, can be sorted by a column and searched. The packaged libraries for it are heavier
+// than the rest of a page.
+function makeSortable(table) {
+  const body = table.tBodies[0], rows = body ? [...body.rows] : [], heads = table.tHead ? table.tHead.rows : [];
+  const plain = [...table.querySelectorAll("th, td")].every(cell => cell.rowSpan === 1 && cell.colSpan === 1);
+  if (rows.length < 12 || heads.length !== 1 || !plain) return;
+  table.classList.add("sortable");
+  [...heads[0].cells].forEach((head, column) => {
+    if (!head.textContent.trim()) return;
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: head.textContent.trim() });
+    button.addEventListener("click", () => {
+      const falling = head.getAttribute("aria-sort") === "ascending";
+      [...heads[0].cells].forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+      body.append(...[...rows].sort((a, b) => (falling ? -1 : 1) * compareCells(a.cells[column], b.cells[column])));
+    });
+    head.replaceChildren(button);
+  });
+  if (rows.length < 20) return;
+  const search = Object.assign(document.createElement("input"), { type: "search", className: "table-search", placeholder: "search this table" });
+  search.setAttribute("aria-label", "search this table");
+  search.addEventListener("input", () => {
+    const wanted = search.value.toLowerCase();
+    rows.forEach(row => { row.hidden = !row.textContent.toLowerCase().includes(wanted); });
+  });
+  table.before(search);
+}
+
+// Numbers by value, and before words; words by their letters.
+function compareCells(a, b) {
+  const [x, y] = [a, b].map(cell => parseFloat(cell.textContent.replace(/[,\s]/g, "").replace("−", "-")));
+  if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a.textContent.localeCompare(b.textContent);
+  return x - y;
 }

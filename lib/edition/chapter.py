@@ -53,7 +53,10 @@ class Chapter:
             print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
         set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
-        matplotlib.rcParams["svg.hashsalt"] = "residual"
+        matplotlib.rcParams |= {
+            "svg.hashsalt": "residual",
+            "svg.fonttype": "none",
+        }  # text that can be read and searched
 
     def encoder(self, name: str) -> Encoder:
         return load_encoder(name, seed=self.parameters["seed"], device=self.parameters["device"])
@@ -127,6 +130,14 @@ class Chapter:
     def load(self, name: str, chapter: str) -> pd.DataFrame:
         """A table that another chapter saved. Raises FileNotFoundError that names the chapter to run."""
         return results.read_table(self.find(f"{name}.csv", chapter), chapter=chapter)
+
+    def load_if_there(self, name: str, chapter: str) -> pd.DataFrame | None:
+        """The same, and None, with a note, where that chapter was not run."""
+        try:
+            return self.load(name, chapter)
+        except FileNotFoundError as error:
+            print(f"left out: {error}")
+            return None
 
     def find(self, file: str, chapter: str) -> Path:
         """A file that another chapter saved, with the same parameters or with the profile's."""

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 READS = {  # chapters that read others' tables or trainings
+    "heads": ("dimension", "semantics", "ground_truth"),
     "learned": ("alignment",),
     "tables": ("selection",),
     "intro": ("claims", "ground_truth", "alignment", "reproduction"),

@@ -7,24 +7,21 @@ component's inner product with a class. So a page holds scores [n k] and product
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import io
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from edition.static_pages import write_page
 from residual.alignment import Bases, ResiDual, reference_bases
 from residual.data.dataset import Dataset
 from residual.data.images import thumbnails
-from residual.files import write_bytes
 from residual.store import StoredUnits
 
 SHOWN = 48  # images
@@ -111,16 +108,11 @@ def all_components(reference: StoredUnits) -> Bases:
 
 def write_playground(folder: Path, scene: Scene, presets: dict[str, dict[str, Any]]) -> Path:
     """Write `folder/index.html`, which holds all it needs; returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    template = importlib.resources.files(__name__).joinpath("playground.html.jinja").read_text()
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    data = json.dumps(scene.payload(presets)).replace("<", "\\u003c")  # no text of a class ends the script
-    page = environment.from_string(template).render(
+    return write_page(
+        folder, __name__, "playground.html.jinja", scene.payload(presets),
         encoder=scene.encoder, task=scene.task, images=len(scene.labels), shown=min(SHOWN, len(scene.labels)),
-        sprite=_sprite(scene.data), size=PIXELS, data=data,
+        sprite=_sprite(scene.data), size=PIXELS,
     )  # fmt: skip
-    write_bytes(folder / "index.html", page.encode())
-    return folder / "index.html"
 
 
 def _spread(adapter: ResiDual, bases: Bases) -> Float[Tensor, "k"]:
