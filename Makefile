@@ -15,7 +15,7 @@ export PYTHONHASHSEED := 0
 BUILD = $(BIN)/python -m edition.build "$(PROFILE)" --gpus $(GPUS) $(if $(DEVICE),--device $(DEVICE))
 
 .DEFAULT_GOAL := help
-.PHONY: help book plan units test check lint lab chapter bench zoo artwork clean
+.PHONY: help book pdf plan units test check lint lab chapter bench zoo artwork clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEVICE=cuda)
 	@$(BUILD) $(ARGS)
+
+pdf: book  ## print the book into one PDF (it needs Chromium)
+	@$(BIN)/python -m edition.pdf "$(PROFILE)"
 
 plan: $(VENV)/.installed  ## what a profile would run, and its cost (PROFILE=paper ARGS="--tflops 60")
 	@$(BIN)/python -m edition.plan "$(PROFILE)" $(ARGS)

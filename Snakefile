@@ -137,7 +137,7 @@ rule book:
         references="book/references.bib",
         config="_config.yml",
         toc="_toc.yml",
-        style=["book/_static/custom.css", "book/_static/code.js"],
+        style=sorted(map(str, Path("book/_static").iterdir())),
         slurm="profiles/slurm/config.yaml",
     output:
         f"_build/site/{PROFILE}/_build/html/index.html",

@@ -53,10 +53,9 @@ class Chapter:
             print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
         set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
-        matplotlib.rcParams |= {
-            "svg.hashsalt": "residual",
-            "svg.fonttype": "none",
-        }  # text that can be read and searched
+        # Text of figures stays text, which can be read and searched; each names the fonts it may have.
+        fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
+        matplotlib.rcParams |= {"svg.hashsalt": "residual"} | fonts
 
     def encoder(self, name: str) -> Encoder:
         return load_encoder(name, seed=self.parameters["seed"], device=self.parameters["device"])

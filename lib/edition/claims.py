@@ -35,7 +35,7 @@ BY_TASK: dict[str, Callable[[pd.DataFrame], float]] = {  # of accuracies, tasks 
     "rd-near-tuned": lambda t: (t["FT"] - t["RD"]).median(),
     "lin-near-tuned": lambda t: (t["FT"] - t["Lin"]).median(),
 }
-COLUMNS = ("claim", "model", "statistic", "low", "high", "verdict")
+COLUMNS = ("claim", "model", "statistic", "low", "high", "share", "verdict")
 
 
 class Claim(BaseModel):
@@ -44,6 +44,7 @@ class Claim(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     section: str
     claim: str
+    quote: str
     measured: str
     better: Literal["higher", "lower"]
     supported: float
@@ -51,10 +52,16 @@ class Claim(BaseModel):
     because: str
     figure: str
     headline: bool = False
+    largest_share: float = float("inf")
 
-    def verdict(self, value: float, interval: Interval = UNKNOWN) -> Verdict:
-        """Of a statistic, and of its interval if there is one: all of it must be on one side of the bound."""
+    def verdict(self, value: float, interval: Interval = UNKNOWN, share: float = float("nan")) -> Verdict:
+        """Of a statistic, and of its interval if there is one: all of it must be on one side of the bound.
+
+        share: of parameters with which it is reached; above `largest_share` the claim fails.
+        """
         sign = 1 if self.better == "higher" else -1
+        if share > self.largest_share:
+            return NOT_SUPPORTED
         if not np.isfinite(value):
             return INCONCLUSIVE
         ends = [sign * end for end in (value, *interval) if np.isfinite(end)]
@@ -70,9 +77,11 @@ def claims() -> dict[str, Claim]:
     return {name: Claim(**entry) for name, entry in entries.items()}
 
 
-def check(claim: str, model: str, value: float, interval: Interval = UNKNOWN) -> pd.DataFrame:
-    """One row of the table of claims, COLUMNS."""
-    row = (claim, model, float(value), *interval, claims()[claim].verdict(float(value), interval))
+def check(
+    claim: str, model: str, value: float, interval: Interval = UNKNOWN, share: float = float("nan")
+) -> pd.DataFrame:
+    """One row of the table of claims, COLUMNS; see `Claim.verdict`."""
+    row = (claim, model, float(value), *interval, share, claims()[claim].verdict(float(value), interval, share))
     return pd.DataFrame([row], columns=list(COLUMNS))
 
 
@@ -82,7 +91,8 @@ def claim_table(rows: pd.DataFrame) -> Styler:
     bounds = zip(rows["low"], rows["high"], strict=True)
     shown = pd.DataFrame({
         "model": rows["model"], "claim": [claims()[c].claim for c in rows["claim"]],
-        "measured": [claims()[c].measured for c in rows["claim"]], "value": rows["statistic"].map("{:.2f}".format),
+        "measured": [claims()[c].measured for c in rows["claim"]],
+        "value": [f"{v:.2f}{_with_share([s])}" for v, s in zip(rows["statistic"], rows["share"], strict=True)],
         "95 %": [f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "" for low, high in bounds],
         "verdict": rows["verdict"],
     })  # fmt: skip
@@ -96,10 +106,11 @@ def found(rows: pd.DataFrame) -> str:
     for name, of_claim in trained.groupby("claim", sort=False):
         claim, supported = claims()[name], int((of_claim["verdict"] == SUPPORTED).sum())
         refuted = int((of_claim["verdict"] == NOT_SUPPORTED).sum())
+        values = _range(of_claim["statistic"]) + _with_share(of_claim["share"])
         counts = f"**supported by {supported} of {len(of_claim)}**"
         if open_ := len(of_claim) - supported - refuted:
             counts += f", undecided for {open_}"
-        lines.append(f"- {claim.claim} ({claim.measured}: {_range(of_claim['statistic'])}): {counts}.")
+        lines.append(f"- {claim.claim} ({claim.measured}: {values}): {counts}.")
     return "\n".join(lines)
 
 
@@ -124,9 +135,6 @@ def published_statistics(tables: Callable[[str], pd.DataFrame]) -> dict[str, tup
     values = _published_dimensions(tables("intrinsic_dimension").query("figure == 'fig2'")) | _published_accuracies(
         tables("unit_selection").rename(columns={"strategy": "method"}), tables("alignment")
     )
-    counts = tables("parameter_counts").pivot_table("params", "model", "method", aggfunc="first")
-    counts = counts.apply(lambda column: column.str.replace("k", "e3").astype(float))
-    values["rd-star-small"] = list(counts["RD*"] / counts["RD"])
     svhn = tables("alignment").query("dataset == 'SVHN'").pivot(index="model", columns="method", values="accuracy")
     values["svhn-advantage"] = list(svhn["RD"] - svhn["Lin"])
     pairs = tables("encoder_correlation").query("model_a != model_b")
@@ -178,7 +186,8 @@ def answers(rows: pd.DataFrame, published: dict[str, tuple[float, float]]) -> pd
         holds = f"{(trained['verdict'] == SUPPORTED).sum()} of {len(trained)}"
         shown = {"section": claim.section, "claim": claim.claim, "the paper": _range(published.get(name, ()))}
         titles = {"real": "real weights", "mini": "mini encoders", "random": "random weights"}
-        shown |= {title: _range(of_kind[kind]["statistic"]) for kind, title in titles.items()}
+        for kind, title in titles.items():
+            shown[title] = _range(of_kind[kind]["statistic"]) + _with_share(of_kind[kind]["share"])
         shares = {word: (trained["verdict"] == verdict).mean() for word, verdict in OUTCOMES.items()}
         outcome = next((word for word, share in shares.items() if share > 0.5), "undecided")
         last = {"holds": holds, "outcome": outcome}
@@ -192,6 +201,11 @@ def _range(values: Iterable[float]) -> str:
         return ""
     low, high = (f"{end + 0.0 if abs(end) >= 0.005 else 0.0:.2f}" for end in (min(values), max(values)))  # no -0.00
     return low if low == high else f"{low} to {high}"
+
+
+def _with_share(shares: Iterable[float]) -> str:
+    share = _range(shares)
+    return f", with {share} of the parameters" if share else ""
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], heads: np.ndarray, *, seed: int = 0) -> tuple[float, Interval]:

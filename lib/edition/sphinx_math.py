@@ -12,8 +12,9 @@ from sphinx.util.math import get_node_equation_number
 
 def mathml(tex: str, *, block: bool) -> str:
     """A formula as a math element. Raises ValueError, with the formula, for what docutils cannot read."""
+    bare = tex.lstrip()[:1] in ("_", "^")  # as in "EVR$_1$"
     try:
-        return tex2mathml(tex, as_block=block)
+        return tex2mathml(r"\text{}" * bare + tex, as_block=block)
     except (SyntaxError, IndexError) as error:
         raise ValueError(f"no MathML for {tex!r}: {error}") from error
 
@@ -24,7 +25,7 @@ def _inline(writer: Any, node: nodes.math) -> None:
 
 
 def _display(writer: Any, node: nodes.math_block) -> None:
-    writer.body.append(writer.starttag(node, "div", CLASS="math"))
+    writer.body.append(writer.starttag(node, "div", CLASS="math", tabindex="0"))  # it scrolls where it is wide
     if node["number"]:
         number = get_node_equation_number(writer, node)
         writer.body.append(f'<span class="eqno">({number})')

@@ -122,7 +122,7 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
 
     for name in sorted(app.env.found_docs):
         text, page = chapter_path(name), Path(app.outdir) / f"{name}.html"
-        if text.is_file():
+        if text.is_file() and page.is_file():  # a book on one page has no others
             names = imported(text.read_text(encoding="utf-8"))
             page.write_text(linked(page.read_text(encoding="utf-8"), names, address), encoding="utf-8")
     if not repository:

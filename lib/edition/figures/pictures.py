@@ -94,7 +94,7 @@ def dataset_sheet(rows: dict[str, Tensor]) -> Axes:
     sheet = make_grid(torch.cat(list(rows.values())), len(next(iter(rows.values()))), padding=2, pad_value=255)
     height, width = sheet.shape[1:]
     _, ax = plt.subplots(figsize=(9, 7.6 * height / width), layout="constrained")
-    ax.imshow(sheet.permute(1, 2, 0))
+    ax.imshow(sheet.permute(1, 2, 0), interpolation="none")
     ax.set_xticks([])
     ax.set_yticks((torch.arange(len(rows)) + 0.5).numpy() * height / len(rows), rows)
     ax.tick_params(length=0)
@@ -107,7 +107,7 @@ def captioned(images: Tensor, captions: list[str], columns: int) -> list[Axes]:
     down = -(-len(images) // columns)
     _, axes = plt.subplots(down, columns, figsize=(9, 9 * down / columns + 0.4 * down), layout="constrained")
     for ax, image, caption in zip(axes.flat, images, captions, strict=True):
-        ax.imshow(image.permute(1, 2, 0))
+        ax.imshow(image.permute(1, 2, 0), interpolation="none")
         ax.set(xticks=[], yticks=[])
         ax.set_xlabel(textwrap.fill(caption, 18), fontsize=9)
         sns.despine(ax=ax, left=True, bottom=True)
