@@ -1,10 +1,12 @@
 // What a reader does with a page: folds all code, takes figures and tables along, and follows heads to the explorer.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false; // it would have to read other files
 document.addEventListener("DOMContentLoaded", () => {
   addCodeSwitch();
   document.querySelectorAll("figure, .cell_output").forEach(addLinks);
   document.querySelectorAll(".cell_output table").forEach(makeSortable);
   document.querySelectorAll(".cell_output table").forEach(makeScrollable);
   linkHeads();
+  if (window.pageTexts) addPhrases(document.getElementById("search-results"));
 });
 
 // One switch for the folded code of a page, which other pages remember.
@@ -141,4 +143,24 @@ function compareCells(a, b) {
   const [x, y] = [a, b].map(cell => parseFloat(cell.textContent.replace(/[,\s]/g, "").replace("−", "-")));
   if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a.textContent.localeCompare(b.textContent);
   return x - y;
+}
+
+// Pages with the very words of a search come first, with the text around them: Sphinx's own search knows no phrases, and
+// cannot read texts from files.
+function addPhrases(results) {
+  const query = (new URLSearchParams(location.search).get("q") || "").trim();
+  if (!query) return;
+  const phrase = new RegExp("(?<![\\p{L}\\p{N}])" + query.replace(/[.*+?^${}()|[\]\\]/g, "\\$&") + "(?![\\p{L}\\p{N}])", "iu");
+  const list = document.createElement("ul");
+  list.id = "phrase-results";
+  for (const [page, text] of Object.entries(window.pageTexts)) {
+    const at = text.search(phrase);
+    if (at < 0) continue;
+    const link = Object.assign(document.createElement("a"), { href: page, textContent: text.split(" #")[0] });
+    const context = Object.assign(document.createElement("p"), { textContent: `… ${text.slice(Math.max(0, at - 80), at + 160)} …` });
+    const item = document.createElement("li");
+    item.append(link, context);
+    list.append(item);
+  }
+  results.before(list);
 }

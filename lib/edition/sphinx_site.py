@@ -6,7 +6,10 @@ a server elsewhere, which this book does not use.
 
 from __future__ import annotations
 
+import html
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -34,10 +37,39 @@ def lean(page: str) -> str:
     return page
 
 
+def words(page: str) -> str:
+    """The text of a page, without its code."""
+    article = re.search(r"<article.*?</article>", page, re.DOTALL)
+    bare = re.sub(r"<(script|style|details|pre)\b.*?</\1>", " ", article[0] if article else "", flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", bare)).split())
+
+
+def with_own_references(page: str, documents: Iterable[str]) -> str:
+    """A book on one page, whose references stay on it.
+
+    Works cited have marks of their own, as Sphinx numbers those of each document anew.
+    """
+    page = re.sub(r'(<div class="citation" id=")(id\d+")', r"\1work-\2", page)
+    cited = r'(<span class="bibtex-citation".*?</span>\]?)'
+    page = re.sub(cited, lambda m: re.sub(r'href="[^"#]*#(id\d+")', r'href="#work-\1', m[0]), page, flags=re.DOTALL)
+    names = "|".join(map(re.escape, documents))
+    page = re.sub(rf'href="(?:{names})\.html#', 'href="#', page)
+    return re.sub(rf'href="({names})\.html"', r'href="#document-\1"', page)
+
+
 def _finish(app: Sphinx, error: Exception | None) -> None:
-    for path in Path(app.outdir).glob("*.html") if error is None else ():
-        path.write_text(lean(path.read_text(encoding="utf-8")), encoding="utf-8")
-    (Path(app.outdir) / "_static/scripts/fontawesome.js").unlink(missing_ok=True)
+    """Mend every page; give the search what it shows of each, which a browser does not read from other files."""
+    out, texts = Path(app.outdir), {}
+    for path in out.glob("*.html") if error is None else ():
+        page = lean(path.read_text(encoding="utf-8"))
+        page = with_own_references(page, app.env.found_docs) if app.builder.name == "singlehtml" else page
+        path.write_text(page, encoding="utf-8")
+        texts[path.name] = words(page)
+    (out / "_static/scripts/fontawesome.js").unlink(missing_ok=True)
+    if (search := out / "search.html").is_file():
+        (out / "_static/texts.js").write_text(f"window.pageTexts = {json.dumps(texts)};", encoding="utf-8")
+        loads = '<script src="_static/texts.js"></script></head>'
+        search.write_text(search.read_text(encoding="utf-8").replace("</head>", loads, 1), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
