@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from conftest import write_config
+from edition.alignment_rows import load_adapters
 from edition.chapter import Chapter
 from edition.claims import claims
 from edition.inputs import task_parts
@@ -17,7 +18,6 @@ from edition.pages import ParameterError, chapter_defaults, chapter_path, chapte
 from edition.parameters import PARAMETERS, check_parameters
 from edition.results import explained_table, find_result
 from edition.run import main
-from edition.tasks import load_adapters
 
 ROOT = project_root()
 CHAPTERS = [chapter_path(name) for name in chapters()]

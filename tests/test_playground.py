@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from edition.alignment_rows import playground_scene
 from edition.chapter import Chapter
 from edition.pages import chapter_defaults, chapter_path
 from edition.playground import write_playground
-from edition.tasks import Tasks, playground_scene
+from edition.tasks import Tasks
 from residual.alignment import ResiDual, component_scores, reference_bases, transformed
 from residual.selection import ablate, score_units, select_top
 

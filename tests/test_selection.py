@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from edition.chapter import Chapter
 from edition.pages import chapter_defaults, chapter_path
-from edition.tasks import Tasks, group_rows
+from edition.selection_rows import group_rows
+from edition.tasks import Tasks
 from residual import extract, trace
 from residual.data.dataset import Dataset
 from residual.selection import (

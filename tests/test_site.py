@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import axe_playwright_python
+import pandas as pd
 import pytest
 from filelock import FileLock
 from playwright.sync_api import sync_playwright
@@ -171,6 +173,24 @@ def test_heads_in_tables_link_to_the_explorer_and_long_tables_sort(site, page):
     assert column.all_inner_texts() == sorted(column.all_inner_texts(), key=str.lower, reverse=True)
     page.get_by_label("search this table").first.fill("alignment_runs")
     assert table.locator("tbody tr:visible").count() == 1
+
+
+@in_a_browser
+def test_a_map_shows_the_value_under_the_pointer(site, page):
+    page.goto((site / "ground_truth.html").as_uri())
+    image = page.locator("img[data-values]").first
+    panel = json.loads(image.get_attribute("data-values"))[0]
+    shares = pd.read_csv(ROOT / "_build/results/tiny/factors_heads.csv").query("model == 'mini-openclip'")
+    expected = shares.pivot(index="factor", columns=["layer", "head"], values="share").loc[panel["rows"]]
+    assert [[float(value) for value in row] for row in panel["values"]] == expected.round(2).to_numpy().tolist()
+    image.scroll_into_view_if_needed()
+    box, (left, top, right, bottom) = image.bounding_box(), panel["box"]
+    row, column = 1, 2 * 6 + 3  # the second factor, L2.H3
+    across = left + (right - left) * (column + 0.5) / len(panel["columns"])
+    down = top + (bottom - top) * (row + 0.5) / len(panel["rows"])
+    page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+    told = f"{panel['rows'][row]}, L2.H3: {expected.iloc[row, column]:.2f}"
+    assert page.locator(".value-tip:visible").inner_text() == told
 
 
 @in_a_browser

@@ -4,7 +4,8 @@ document.addEventListener("DOMContentLoaded", () => {
   addCodeSwitch();
   document.querySelectorAll("figure, .cell_output").forEach(addLinks);
   document.querySelectorAll(".cell_output table").forEach(makeSortable);
-  document.querySelectorAll(".cell_output table").forEach(makeScrollable);
+  document.querySelectorAll(".cell_output table, .cell_output img").forEach(makeScrollable);
+  document.querySelectorAll("img[data-values]").forEach(showValues);
   linkHeads();
   if (window.pageTexts) addPhrases(document.getElementById("search-results"));
 });
@@ -66,16 +67,16 @@ function asCsv(table) {
     [quoted(cell.textContent.trim()), ...Array(cell.colSpan - 1).fill("")]).join(",")).join("\n");
 }
 
-// A table wider than the page scrolls in a box of its own, which the keyboard reaches.
-function makeScrollable(table) {
+// A table or figure wider than the page scrolls in a box of its own, which the keyboard reaches.
+function makeScrollable(wide) {
   const box = document.createElement("div");
   box.className = "table-box";
-  table.before(box);
-  box.append(table);
+  wide.before(box);
+  box.append(wide);
   const mark = () => {
     const wider = box.scrollWidth > box.clientWidth + 1;
     box.classList.toggle("wider", wider);
-    if (wider) { box.tabIndex = 0; box.setAttribute("role", "region"); box.setAttribute("aria-label", "wide table"); }
+    if (wider) { box.tabIndex = 0; box.setAttribute("role", "region"); box.setAttribute("aria-label", "wider than the page"); }
     else { box.removeAttribute("tabindex"); box.removeAttribute("role"); box.removeAttribute("aria-label"); }
   };
   mark();
@@ -163,4 +164,24 @@ function addPhrases(results) {
     list.append(item);
   }
   results.before(list);
+}
+
+// The value of a map's cell under the pointer, or under a finger.
+function showValues(image) {
+  const panels = JSON.parse(image.dataset.values), tip = Object.assign(document.createElement("div"), { className: "value-tip", hidden: true });
+  document.body.append(tip);
+  image.addEventListener("pointermove", event => {
+    const frame = image.getBoundingClientRect(), style = getComputedStyle(image), inner = side => parseFloat(style["padding" + side]);
+    const x = (event.clientX - frame.left - inner("Left")) / (frame.width - inner("Left") - inner("Right"));
+    const y = (event.clientY - frame.top - inner("Top")) / (frame.height - inner("Top") - inner("Bottom"));
+    const panel = panels.find(({ box: [left, top, right, bottom] }) => x >= left && x < right && y >= top && y < bottom);
+    tip.hidden = !panel;
+    if (!panel) return;
+    const [left, top, right, bottom] = panel.box;
+    const row = Math.floor((y - top) / (bottom - top) * panel.rows.length), column = Math.floor((x - left) / (right - left) * panel.columns.length);
+    tip.textContent = `${panel.rows[row]}, ${panel.columns[column]}: ${panel.values[row][column]}`;
+    tip.style.left = Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 4) + "px";
+    tip.style.top = event.clientY + 16 + "px";
+  });
+  image.addEventListener("pointerleave", () => { tip.hidden = true; });
 }

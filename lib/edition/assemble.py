@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
 from nbformat import NotebookNode
 
-from edition.pages import SAVED
+from edition.pages import SAVED, read_cost
 from residual.code import without_docstrings
 
+BOX = """:::{{dropdown}} Run this chapter
+With the values of this run, which took {took}:
+
+```bash
+{command}
+```
+:::"""
 PROMPTS = {"parameters": "Parameters", "injected-parameters": "Parameters of this run"}
 
 
@@ -67,6 +77,34 @@ def fold_code(notebook: NotebookNode) -> None:
             cell.metadata["mystnb"] = cell.metadata.get("mystnb", {}) | shown
 
 
+def with_command(notebook: NotebookNode, chapter: str, profile: str) -> NotebookNode:
+    """A chapter with the command that runs it, under its parameters, if it has any of a run."""
+    for place, cell in enumerate(notebook.cells):
+        if "injected-parameters" in cell.metadata.get("tags", ()):
+            minutes = read_cost(profile, chapter).get("seconds", 0) / 60
+            took = f"{minutes:.0f} minutes" if minutes >= 1.5 else "about a minute" if minutes > 0.5 else "some seconds"
+            command = run_command(chapter, profile, cell.source)
+            notebook.cells.insert(place + 1, nbformat.v4.new_markdown_cell(BOX.format(took=took, command=command)))
+            break
+    return notebook
+
+
+def run_command(chapter: str, profile: str, source: str) -> str:
+    """The command that runs a chapter with the values that a cell assigns."""
+    assigned = (statement for statement in ast.parse(source).body if isinstance(statement, ast.Assign))
+    values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in assigned}
+    given = {name: value for name, value in values.items() if name != "profile" and value not in ("", [])}
+    words = (f"-p {name} {_word(value)}" for name, value in given.items())
+    return f'make chapter CHAPTER={chapter} PROFILE={profile} ARGS="{" ".join(words)}"'
+
+
+def _word(value: Any) -> str:
+    """A value as one word of a shell, within double quotes."""
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    escaped = re.sub(r'(["$`\\])', r"\\\1", text)
+    return text if re.fullmatch(r"[\w.:/@+-]+", text) else f"'{escaped}'"
+
+
 def with_data(notebook: NotebookNode, saved: Path) -> NotebookNode:
     """A chapter with links to its tables. saved: the list of their names; without one there are no links."""
     names = sorted(set(saved.read_text().split())) if saved.is_file() else []
@@ -81,7 +119,8 @@ def main(arguments: list[str]) -> None:
     """texts and notebooks, alternating, then the folder of results and the folder to write to."""
     *pairs, results, folder = map(Path, arguments)
     for text, executed in zip(pairs[::2], pairs[1::2], strict=True):
-        page = with_data(assembled(text, executed), results / SAVED.format(text.stem))
+        page = with_command(assembled(text, executed), text.stem, results.name)
+        page = with_data(page, results / SAVED.format(text.stem))
         nbformat.write(page, folder / executed.name)
 
 

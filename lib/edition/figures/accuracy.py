@@ -67,14 +67,14 @@ def radar(table: pd.DataFrame, methods: dict[str, str], tasks: list[str]) -> lis
         layout="constrained",
     )  # fmt: skip
     angles = np.linspace(0, 2 * np.pi, len(tasks), endpoint=False)
-    colours, dashes = sns.color_palette("colorblind"), [":", "--", "-", "-."]
+    colours, dashes = sns.color_palette("colorblind"), [":", "--", "-", "-.", (0, (4, 1, 1, 1)), (0, (1, 2))]
     for ax, model in zip(axes.flat, models, strict=True):
         values = table[table["model"] == model].pivot(index="dataset", columns="method", values="accuracy")
         for index, (method, name) in enumerate(methods.items()):
             if method not in set(table["method"]):
                 continue
             rows = values[method].reindex(tasks).to_numpy() if method in values else np.full(len(tasks), np.nan)
-            style = {"color": colours[index], "ls": dashes[index], "marker": "osD^"[index], "ms": 3.5, "label": name}
+            style = {"color": colours[index], "ls": dashes[index], "marker": "osD^vP"[index], "ms": 3.5, "label": name}
             ax.plot([*angles, angles[0]], [*rows, rows[0]], **style)
         ax.set_xticks(angles, tasks, fontsize=7)
         for label, angle in zip(ax.get_xticklabels(), angles, strict=True):

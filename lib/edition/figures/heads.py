@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from edition.figures.values import carry_values
 from residual.units import Unit
 
 
@@ -81,7 +84,7 @@ def gain_rows(table: pd.DataFrame) -> list[Axes]:
         rows = rows.assign(layer=[unit.layer for unit in units], head=heads, value=np.log2(rows["gain"]))
         grid = rows.pivot(index="task", columns=["layer", "head"], values="value").sort_index(axis=1)
         grids[model] = grid.loc[list(dict.fromkeys(rows["task"]))]
-    axes = _head_rows(grids, "factor", cmap="PuOr", limits=(-2, 2), unit="units")
+    axes = _head_rows(grids, "factor", cmap="PuOr", limits=(-2, 2), unit="units", show=lambda v: f"times {2**v:.2f}")
     axes[0].figure.axes[-1].set_yticks([-2, -1, 0, 1, 2], ["1/4", "1/2", "1", "2", "4"])
     return axes
 
@@ -93,8 +96,9 @@ def _head_rows(
     cmap: str = "cividis",
     limits: tuple[float, float] = (0, 1),
     unit: str = "heads",
+    show: Callable[[float], str] = "{:.2f}".format,
 ) -> list[Axes]:
-    """Values in rows, with columns (layer, head)."""
+    """Values in rows, with columns (layer, head). show: a value as text."""
     size = 9.5, sum(0.2 * len(grid) + 0.7 for grid in grids.values())
     figure, axes = plt.subplots(len(grids), 1, figsize=size, squeeze=False, layout="constrained")
     for ax, (model, grid) in zip(axes.flat, grids.items(), strict=True):
@@ -107,6 +111,8 @@ def _head_rows(
         ax.set_yticks(range(len(grid)), grid.index)
         ax.set(title=model)
         ax.tick_params(length=0, labelsize=8)
+        names = (f"L{layer}.MLP" if head == np.inf else f"L{layer}.H{head:g}" for layer, head in grid.columns)
+        carry_values(ax, (map(show, row) for row in grid.to_numpy()), grid.index, names)
     axes.flat[-1].set_xlabel(f"layer (its {unit} side by side)")
     figure.colorbar(image, ax=axes, label=label, shrink=0.5, aspect=30)
     return list(axes.flat)
@@ -135,6 +141,7 @@ def overlap_grids(grids: dict[str, pd.DataFrame]) -> list[Axes]:
         ax.set(title=name, xlabel="", ylabel="")
         ax.tick_params(length=0, labelsize=8)
         ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=90)
+        carry_values(ax, (map("{:.2f}".format, row) for row in grid.to_numpy()), grid.index, grid.columns)
     return list(axes.flat)
 
 
@@ -161,6 +168,7 @@ def unit_norms(norms: pd.DataFrame) -> Axes:
     """
     _, ax = plt.subplots(figsize=(0.5 * norms.shape[1] + 2, 0.32 * norms.shape[0] + 1), layout="constrained")
     sns.heatmap(norms, cmap="cividis", ax=ax, cbar_kws={"label": "mean length, share of the output's"})
+    carry_values(ax, (map("{:.3f}".format, row) for row in norms.to_numpy()), norms.index, norms.columns)
     ax.set(xlabel="unit", ylabel="layer")
     ax.tick_params(length=0, rotation=0)
     return ax
