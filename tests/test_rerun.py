@@ -253,7 +253,7 @@ CHANGES = [  # file, text, in place of which; and the chapters that run again
     ("book/references.bib", "Facco", "Fako", set()),
     ("book/_static/custom.css", "{", "{ color: red;", set()),
     ("book/dimension.md", "heads live in few dimensions", "heads have few dimensions", set()),  # prose
-    ("book/dimension.md", "Darker is larger within a column", "Darker is larger", set()),  # a caption
+    ("book/dimension.md", "Darker is larger, on one scale", "Darker is more, on one scale", set()),  # a caption
     ("book/dimension.md", "run.save(layers,", "run.save(1 * layers,", {"dimension"}),
     ("book/published/dataset_order.csv", "\n", "\n\n", {"similarity"}),
     ("profiles/few.yml", "dataset: digits, images: 400", "dataset: digits, images: 500", set()),

@@ -29,7 +29,6 @@ SERIOUS = (
 )
 HEAVIEST = 1.5e6  # bytes of a page with all that it loads
 
-pytestmark = pytest.mark.xdist_group("site")
 in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
 
 
