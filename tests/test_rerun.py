@@ -22,7 +22,7 @@ from papermill import PapermillExecutionError
 from PIL import Image
 
 from edition import build, check, keys
-from edition.assemble import assembled
+from edition.assemble import assembled, run_command
 from edition.chapter import Chapter
 from edition.pages import (
     ParameterError,
@@ -315,6 +315,20 @@ def test_prose_is_changed_without_running_a_chapter(inside, tmp_path):
     executed.write_text("{")
     with pytest.raises(ValueError, match=r"mine\.ipynb is damaged; delete it"):
         assembled(text, executed)
+
+
+def test_a_page_shows_the_command_that_runs_it_with_its_values(tmp_path):
+    source = """# Parameters
+profile = "mini"
+encoders = ["/data/my $model", "it's"]
+images = 100
+dictionary = ""
+share = 0.5"""
+    command = run_command("dimension", "mini", source)
+    (tmp_path / "Makefile").write_text("chapter:\n\t@printf '%s\\n' $(CHAPTER) $(PROFILE) $(ARGS)\n")
+    told = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    given = ["-p", "encoders", "[/data/my $model, it's]", "-p", "images", "100", "-p", "share", "0.5"]
+    assert told.stdout.splitlines() == ["dimension", "mini", *given]
 
 
 def _converted(text: Path) -> Path:

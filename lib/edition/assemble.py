@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import sys
 from html import escape
 from pathlib import Path
@@ -99,10 +100,11 @@ def run_command(chapter: str, profile: str, source: str) -> str:
 
 
 def _word(value: Any) -> str:
-    """A value as one word of a shell, within double quotes."""
+    """A value as one word, as it passes a shell's double quotes, make, and the shell that make calls."""
     text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
-    escaped = re.sub(r'(["$`\\])', r"\\\1", text)
-    return text if re.fullmatch(r"[\w.:/@+-]+", text) else f"'{escaped}'"
+    if re.fullmatch(r"[\w.:/@+-]+", text):
+        return text
+    return re.sub(r'(["`\\$])', r"\\\1", shlex.quote(text).replace("$", "$$"))
 
 
 def with_data(notebook: NotebookNode, saved: Path) -> NotebookNode:
