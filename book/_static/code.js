@@ -61,10 +61,18 @@ function link(address, name, text) {
   return made;
 }
 
+// Cells that span rows or columns are repeated, so that every line has all columns.
 function asCsv(table) {
-  const quoted = text => /[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
-  return [...table.rows].map(row => [...row.cells].flatMap(cell =>
-    [quoted(cell.textContent.trim()), ...Array(cell.colSpan - 1).fill("")]).join(",")).join("\n");
+  const quoted = text => /[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text, grid = [];
+  [...table.rows].forEach((row, y) => [...row.cells].forEach(cell => {
+    let x = 0;
+    while (grid[y] && grid[y][x] !== undefined) x += 1;
+    for (let down = 0; down < cell.rowSpan; down++) {
+      grid[y + down] = grid[y + down] || [];
+      for (let across = 0; across < cell.colSpan; across++) grid[y + down][x + across] = cell.textContent.trim();
+    }
+  }));
+  return grid.map(row => row.map(quoted).join(",")).join("\n");
 }
 
 // A table or figure wider than the page scrolls in a box of its own, which the keyboard reaches.
@@ -100,13 +108,10 @@ function linkHeadsOf(table) {
     rows -= 1;
     if (!window.exploredEncoders.includes(encoder)) continue;
     for (const cell of row.cells) {
-      const [label] = cell.textContent.match(/\bL\d+\.H\d+\b/) || [];
-      if (!label || cell.children.length) continue;
-      const made = document.createElement("a");
-      made.href = "explorer/index.html#" + encodeURIComponent(encoder) + "/" + label;
-      made.textContent = label;
-      const [before, after] = cell.textContent.split(label);
-      cell.replaceChildren(before, made, after);
+      const parts = cell.textContent.split(/(\bL\d+\.H\d+\b)/);
+      if (parts.length === 1 || cell.children.length) continue;
+      cell.replaceChildren(...parts.map((part, i) => i % 2 === 0 ? part : Object.assign(document.createElement("a"),
+        { href: "explorer/index.html#" + encodeURIComponent(encoder) + "/" + part, textContent: part })));
     }
   }
 }
@@ -163,14 +168,19 @@ function addPhrases(results) {
     item.append(link, context);
     list.append(item);
   }
-  results.before(list);
+  if (!list.children.length) return;
+  results.before(Object.assign(document.createElement("h2"), { textContent: "Pages with these words" }), list);
+  const listed = new Set([...list.querySelectorAll("a")].map(link => link.getAttribute("href")));
+  new MutationObserver(() => results.querySelectorAll("li > a").forEach(link => {
+    if (listed.has(link.getAttribute("href").split(/[#?]/)[0])) link.parentElement.hidden = true;
+  })).observe(results, { childList: true, subtree: true });
 }
 
 // The value of a map's cell under the pointer, or under a finger.
 function showValues(image) {
   const panels = JSON.parse(image.dataset.values), tip = Object.assign(document.createElement("div"), { className: "value-tip", hidden: true });
   document.body.append(tip);
-  image.addEventListener("pointermove", event => {
+  const show = event => {
     const frame = image.getBoundingClientRect(), style = getComputedStyle(image), inner = side => parseFloat(style["padding" + side]);
     const x = (event.clientX - frame.left - inner("Left")) / (frame.width - inner("Left") - inner("Right"));
     const y = (event.clientY - frame.top - inner("Top")) / (frame.height - inner("Top") - inner("Bottom"));
@@ -182,6 +192,9 @@ function showValues(image) {
     tip.textContent = `${panel.rows[row]}, ${panel.columns[column]}: ${panel.values[row][column]}`;
     tip.style.left = Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 4) + "px";
     tip.style.top = event.clientY + 16 + "px";
-  });
-  image.addEventListener("pointerleave", () => { tip.hidden = true; });
+  };
+  image.addEventListener("pointermove", show);
+  image.addEventListener("click", show);
+  image.addEventListener("pointerleave", event => { if (event.pointerType !== "touch") tip.hidden = true; });
+  document.addEventListener("click", event => { if (event.target !== image) tip.hidden = true; });
 }

@@ -83,7 +83,9 @@ def with_command(notebook: NotebookNode, chapter: str, profile: str) -> Notebook
     for place, cell in enumerate(notebook.cells):
         if "injected-parameters" in cell.metadata.get("tags", ()):
             minutes = read_cost(profile, chapter).get("seconds", 0) / 60
-            took = f"{minutes:.0f} minutes" if minutes >= 1.5 else "about a minute" if minutes > 0.5 else "some seconds"
+            took = (
+                f"{minutes:.0f} minutes" if minutes >= 1.5 else "about a minute" if minutes > 0.5 else "a few seconds"
+            )
             command = run_command(chapter, profile, cell.source)
             notebook.cells.insert(place + 1, nbformat.v4.new_markdown_cell(BOX.format(took=took, command=command)))
             break

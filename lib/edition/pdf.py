@@ -33,9 +33,9 @@ def write_pdf(site: Path, out: Path) -> Path:
 
     Raises PDFError, with what the tool said, where the book is not there or cannot be printed.
     """
-    browser = find_browser()
     if not (site / "_toc.yml").is_file():
         raise PDFError(f"there is no book in {site}; run make book first")
+    browser = find_browser()
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     _run([str(jupyter_book), "build", "--builder", "singlehtml", "--quiet", str(site)])
     page = site / "_build/singlehtml" / f"{pages()[0]}.html"

@@ -15,7 +15,7 @@ def mathml(tex: str, *, block: bool) -> str:
     bare = tex.lstrip()[:1] in ("_", "^")  # as in "EVR$_1$"
     try:
         return tex2mathml(r"\text{}" * bare + tex, as_block=block)
-    except (SyntaxError, IndexError) as error:
+    except (ValueError, SyntaxError, IndexError) as error:
         raise ValueError(f"no MathML for {tex!r}: {error}") from error
 
 

@@ -41,11 +41,12 @@ def words(page: str) -> str:
     """The text of a page, without its code."""
     article = re.search(r"<article.*?</article>", page, re.DOTALL)
     bare = re.sub(r"<(script|style|details|pre)\b.*?</\1>", " ", article[0] if article else "", flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", bare)).split())
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", bare)).split())
+    return re.sub(r" ([,.;:)])", r"\1", text)
 
 
 def with_own_references(page: str, documents: Iterable[str]) -> str:
-    """A book on one page, whose references stay on it.
+    """A book on one page, whose references stay on it; links to tables and interactive pages are left out.
 
     Works cited have marks of their own, as Sphinx numbers those of each document anew.
     """
@@ -54,7 +55,8 @@ def with_own_references(page: str, documents: Iterable[str]) -> str:
     page = re.sub(cited, lambda m: re.sub(r'href="[^"#]*#(id\d+")', r'href="#work-\1', m[0]), page, flags=re.DOTALL)
     names = "|".join(map(re.escape, documents))
     page = re.sub(rf'href="(?:{names})\.html#', 'href="#', page)
-    return re.sub(rf'href="({names})\.html"', r'href="#document-\1"', page)
+    page = re.sub(rf'href="({names})\.html"', r'href="#document-\1"', page)
+    return re.sub(r'<a [^>]*href="(?:results|explorer|playground)/[^>]*>(.*?)</a>', r"\1", page, flags=re.DOTALL)
 
 
 def _finish(app: Sphinx, error: Exception | None) -> None:

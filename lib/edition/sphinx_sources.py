@@ -110,7 +110,7 @@ def source_page(module: str) -> str:
 
 
 def _finish(app: Sphinx, error: Exception | None) -> None:
-    if error is not None:
+    if error is not None or app.builder.name != "html":  # a book on one page is for print
         return
     repository = app.config.html_theme_options.get("repository_url", "")
     branch = app.config.html_theme_options.get("repository_branch") or "main"
@@ -122,7 +122,7 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
 
     for name in sorted(app.env.found_docs):
         text, page = chapter_path(name), Path(app.outdir) / f"{name}.html"
-        if text.is_file() and page.is_file():  # a book on one page has no others
+        if text.is_file():
             names = imported(text.read_text(encoding="utf-8"))
             page.write_text(linked(page.read_text(encoding="utf-8"), names, address), encoding="utf-8")
     if not repository:

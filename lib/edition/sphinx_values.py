@@ -20,6 +20,8 @@ PICTURE = re.compile(r'<img (?=[^>]*src="(?P<file>_images/[^"]+\.svg)")')
 
 def carried(picture: str) -> list[dict[str, Any]]:
     """Panels of an SVG with their values, and their boxes (left, top, right, bottom) as shares of the picture."""
+    if MARK not in picture:
+        return []
     width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', picture).groups())
     panels = []
     for panel in PANEL.finditer(picture):

@@ -37,7 +37,7 @@ PHOTOGRAPHS = {  # functions of skimage.data, of which all ship with the package
 MORE = ("cell", "text", "china.jpg", "flower.jpg", "grace_hopper.jpg")  # in the reference set only
 CELLS = 6  # a photograph is cut into CELLS x CELLS pieces, which are divided among the splits
 SMALLEST = 24  # pixels a side of a tile
-FLAT = 2  # standard deviation of a tile's values, of 255, below which it shows nothing
+FLAT = 2  # standard deviation of all values of a tile, of 255, below which it is black, white or grey throughout
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def photo_crops(
 
 
 def photo_tiles(split: str, seed: int) -> list[Tile]:
-    """All tiles of a split: none overlaps another, none shows next to nothing. Photographs take turns.
+    """All tiles of a split: none overlaps another, none is black, white or grey throughout. Photographs take turns.
 
     Each cell is cut into k x k tiles, or more where it is not square, with k at random, so that they differ in scale.
     """

@@ -1,4 +1,7 @@
-"""The emoji of the reference set: every drawing once at most in each style, alone or with others, on varied grounds."""
+"""The emoji of the reference set: each drawing at most once in each style as the main picture, on varied grounds.
+
+Smaller ones, which may come again, stand behind half of them.
+"""
 
 from __future__ import annotations
 

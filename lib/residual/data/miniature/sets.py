@@ -212,8 +212,10 @@ KINDS = (*GROUP_WORDS.values(), "photograph", "texture", "shape", "number", "han
 def _reference(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     """Of sixteen images, ten are emoji, two photographs, and one of each other kind. No piece is in two images."""
     each = count // 16
+    tiles = photo_tiles(split, seed)
+    pictures = min(2 * each, len(tiles))
     others = [
-        draw_tiles((tiles := photo_tiles(split, seed))[: 2 * each], size),
+        draw_tiles(tiles[:pictures], size),
         _textures(split, each, generator, seed, size).images,
         _shapes(split, each, generator, seed, size).images,
         _numerals(split, each, generator, seed, size).images,
@@ -223,10 +225,10 @@ def _reference(split: str, count: int, generator: torch.Generator, seed: int, si
     emoji = count - int(counts.sum())
     pool = torch.cat(_pools(split, seed))
     drawing, style = pick_drawings(_twemoji()[pool], emoji, generator)
-    kinds = pick_grounds(emoji, len(tiles) - 2 * each, generator)
+    kinds = pick_grounds(emoji, len(tiles) - pictures, generator)
     tile = torch.full((count,), -1)
-    tile[:emoji][kinds == 0] = torch.arange(2 * each, 2 * each + int((kinds == 0).sum()))
-    tile[emoji : emoji + 2 * each] = torch.arange(2 * each)
+    tile[:emoji][kinds == 0] = torch.arange(pictures, pictures + int((kinds == 0).sum()))
+    tile[emoji : emoji + pictures] = torch.arange(pictures)
     images = []
     for rows in torch.arange(emoji).split(_chunk(size)):
         sprites = _restyled(_twemoji()[pool[drawing[rows]]], style[rows])
