@@ -22,6 +22,7 @@ UNUSED = (  # elements that are taken out
     r'<script>kernelName = .*?</script>',
     r'<link[^>]*sphinx-thebe\.css[^>]*/>',
 )  # fmt: skip
+OF_SEARCH = r'<script src="(?:_static/searchtools\.js|_static/language_data\.js|searchindex\.js)"></script>'
 MENDED = {
     'role="list" class="citation-list"': 'class="citation-list"',  # whose entries are no list items
     '<pre id="codecell': '<pre tabindex="0" id="codecell',  # which may be wider than the page
@@ -32,6 +33,8 @@ def lean(page: str) -> str:
     """A page without unused scripts, and with what its theme forgot."""
     for element in UNUSED:
         page = re.sub(rf"\s*{element}", "", page, flags=re.DOTALL)
+    if 'id="search-results"' not in page:
+        page = re.sub(rf"\s*{OF_SEARCH}", "", page)
     for old, new in MENDED.items():
         page = page.replace(old, new)
     return page
