@@ -135,9 +135,11 @@ def test_jobs_are_named_apart_and_tell_their_number_of_images():
     assert len(set(names)) == len(names)
 
 
-def test_chapters_find_every_unit_that_the_jobs_made(project):
+def test_chapters_find_every_unit_that_the_jobs_made(project, monkeypatch):
     """What jobs extract is what the chapters read, or they would do it again."""
-    assert snake(project, "units").returncode == 0
+    monkeypatch.chdir(project)
+    for job in jobs(project / "profiles/few.yml"):
+        plan.run_job(job, device="cpu", workers=0, part=None, compiled=False)
     units = project / "_build/units"
     before = {path.name for path in units.glob("*--*")}
     assert len(before) == len(jobs(project / "profiles/few.yml"))
