@@ -3,6 +3,8 @@ if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = f
 document.addEventListener("DOMContentLoaded", () => {
   addCodeSwitch();
   document.querySelectorAll("figure, .cell_output").forEach(addLinks);
+  document.querySelectorAll(".cell_output thead th").forEach(head => { head.scope = "col"; });
+  document.querySelectorAll(".cell_output tbody th").forEach(head => { head.scope = "row"; });
   document.querySelectorAll(".cell_output table").forEach(makeSortable);
   document.querySelectorAll(".cell_output table, .cell_output img").forEach(makeScrollable);
   document.querySelectorAll("img[data-values]").forEach(showValues);
