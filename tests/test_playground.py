@@ -16,6 +16,7 @@ import torch
 from edition.alignment_rows import playground_scene
 from edition.chapter import Chapter
 from edition.pages import chapter_defaults, chapter_path
+from edition.pdf import FLAGS
 from edition.playground import write_playground
 from edition.tasks import Tasks
 from residual.alignment import ResiDual, component_scores, reference_bases, transformed
@@ -75,8 +76,14 @@ def test_the_page_computes_them_in_a_browser(played, tmp_path):
     assert page.stat().st_size < 3e6
     text = page.read_text()
     assert not re.search(r'(?:src|href)="https?:', text)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    command = ["chromium", *options, f"--user-data-dir={tmp_path / 'user'}", "--virtual-time-budget=8000", "--dump-dom"]
+    command = [
+        "chromium",
+        "--headless",
+        *FLAGS,
+        f"--user-data-dir={tmp_path / 'user'}",
+        "--virtual-time-budget=8000",
+        "--dump-dom",
+    ]
     done = subprocess.run([*command, f"{page.as_uri()}#check"], capture_output=True, text=True, check=True, timeout=120)
     found = json.loads(html.unescape(re.search(r'<pre id="checked">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
     labels = scene.labels.numpy()

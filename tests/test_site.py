@@ -18,13 +18,12 @@ from filelock import FileLock
 from playwright.sync_api import sync_playwright
 
 from edition.pages import chapter_path, chapters, project_root
-from edition.pdf import PDFError, write_pdf
+from edition.pdf import FLAGS, PDFError, write_pdf
 
 ROOT = project_root()
 CHAPTERS = [chapter_path(name) for name in chapters()]
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 CHROMIUM = shutil.which("chromium") or ""
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
 SERIOUS = (
     "axe.run(document, {resultTypes: ['violations'], preload: false}).then(found => found.violations"
     ".filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes[0].html.slice(0, 200)))"
@@ -85,7 +84,7 @@ def test_images_of_the_book_are_not_empty(site):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS])
         yield opened
         opened.close()
 

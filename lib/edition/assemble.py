@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 import sys
@@ -14,7 +13,7 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
-from edition.pages import SAVED, read_cost
+from edition.pages import SAVED, assigned_values, read_cost
 from residual.code import without_docstrings
 
 BOX = """:::{{dropdown}} Run this chapter
@@ -94,9 +93,9 @@ def with_command(notebook: NotebookNode, chapter: str, profile: str) -> Notebook
 
 def run_command(chapter: str, profile: str, source: str) -> str:
     """The command that runs a chapter with the values that a cell assigns."""
-    assigned = (statement for statement in ast.parse(source).body if isinstance(statement, ast.Assign))
-    values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in assigned}
-    given = {name: value for name, value in values.items() if name != "profile" and value not in ("", [])}
+    given = {
+        name: value for name, value in assigned_values(source).items() if name != "profile" and value not in ("", [])
+    }
     words = (f"-p {name} {_word(value)}" for name, value in given.items())
     return f'make chapter CHAPTER={chapter} PROFILE={profile} ARGS="{" ".join(words)}"'
 

@@ -112,9 +112,12 @@ def code_cells(text: str) -> list[CodeCell]:
 def chapter_defaults(path: Path) -> dict[str, Any]:
     """The values that a chapter's cell tagged `parameters` assigns; none for a page without one."""
     cells = code_cells(path.read_text(encoding="utf-8"))
-    tagged = (cell.source for cell in cells if "parameters" in cell.options.get("tags", ()))
-    body = (statement for source in tagged for statement in ast.parse(source).body)
-    assigned = (s for s in body if isinstance(s, ast.Assign | ast.AnnAssign))
+    return assigned_values("\n".join(cell.source for cell in cells if "parameters" in cell.options.get("tags", ())))
+
+
+def assigned_values(source: str) -> dict[str, Any]:
+    """The literals that code assigns, by name."""
+    assigned = (s for s in ast.parse(source).body if isinstance(s, ast.Assign | ast.AnnAssign))
     targets = ((s.target if isinstance(s, ast.AnnAssign) else s.targets[0], s.value) for s in assigned)
     return {target.id: ast.literal_eval(value) for target, value in targets}
 

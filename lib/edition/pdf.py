@@ -12,7 +12,7 @@ from pathlib import Path
 from edition.pages import ParameterError, find_profile, pages, project_root
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 PATIENCE = 20_000  # milliseconds in which the page draws itself
 
 
@@ -41,7 +41,7 @@ def write_pdf(site: Path, out: Path) -> Path:
     page = site / "_build/singlehtml" / f"{pages()[0]}.html"
     with tempfile.TemporaryDirectory() as user:
         options = (f"--user-data-dir={user}", "--no-pdf-header-footer", f"--virtual-time-budget={PATIENCE}")
-        _run([browser, *FLAGS, *options, f"--print-to-pdf={out}", page.absolute().as_uri()])
+        _run([browser, "--headless", *FLAGS, *options, f"--print-to-pdf={out}", page.absolute().as_uri()])
     return out
 
 

@@ -99,12 +99,15 @@ def linked(page: str, names: dict[str, str], address: Callable[[str, int], str])
     return CODE.sub(lambda code: NAMES.sub(link, code[0]), page)
 
 
+def source_file(module: str) -> Path:
+    path = LIB.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def source_page(module: str) -> str:
     """A module's source as a page, with an anchor for each line: L12."""
-    path = LIB.joinpath(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     form = HtmlFormatter(linenos="inline", lineanchors="L", style="a11y-high-contrast-light")
-    code = highlight(path.read_text(encoding="utf-8"), PythonLexer(), form)
+    code = highlight(source_file(module).read_text(encoding="utf-8"), PythonLexer(), form)
     code = re.sub(r' (id|name)="L-(\d+)"', r' \1="L\2"', code)
     return PAGE.format(title=escape(module), style=form.get_style_defs(".highlight"), code=code)
 
@@ -116,9 +119,8 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
     branch = app.config.html_theme_options.get("repository_branch") or "main"
 
     def address(module: str, line: int) -> str:
-        path = module.replace(".", "/")
-        path += "/__init__" if (LIB / path).is_dir() else ""
-        return f"{repository}/blob/{branch}/lib/{path}.py#L{line}" if repository else f"source/{module}.html#L{line}"
+        path = source_file(module).relative_to(LIB).as_posix()
+        return f"{repository}/blob/{branch}/lib/{path}#L{line}" if repository else f"source/{module}.html#L{line}"
 
     for name in sorted(app.env.found_docs):
         text, page = chapter_path(name), Path(app.outdir) / f"{name}.html"

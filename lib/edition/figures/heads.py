@@ -111,8 +111,8 @@ def _head_rows(
         ax.set_yticks(range(len(grid)), grid.index)
         ax.set(title=model)
         ax.tick_params(length=0, labelsize=8)
-        names = (f"L{layer}.MLP" if head == np.inf else f"L{layer}.H{head:g}" for layer, head in grid.columns)
-        carry_values(ax, (map(show, row) for row in grid.to_numpy()), grid.index, names)
+        names = [f"L{layer}.MLP" if head == np.inf else f"L{layer}.H{head:g}" for layer, head in grid.columns]
+        carry_values(ax, grid.set_axis(names, axis=1), show)
     axes.flat[-1].set_xlabel(f"layer (its {unit} side by side)")
     figure.colorbar(image, ax=axes, label=label, shrink=0.5, aspect=30)
     return list(axes.flat)
@@ -141,7 +141,7 @@ def overlap_grids(grids: dict[str, pd.DataFrame]) -> list[Axes]:
         ax.set(title=name, xlabel="", ylabel="")
         ax.tick_params(length=0, labelsize=8)
         ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=90)
-        carry_values(ax, (map("{:.2f}".format, row) for row in grid.to_numpy()), grid.index, grid.columns)
+        carry_values(ax, grid)
     return list(axes.flat)
 
 
@@ -168,7 +168,7 @@ def unit_norms(norms: pd.DataFrame) -> Axes:
     """
     _, ax = plt.subplots(figsize=(0.5 * norms.shape[1] + 2, 0.32 * norms.shape[0] + 1), layout="constrained")
     sns.heatmap(norms, cmap="cividis", ax=ax, cbar_kws={"label": "mean length, share of the output's"})
-    carry_values(ax, (map("{:.3f}".format, row) for row in norms.to_numpy()), norms.index, norms.columns)
+    carry_values(ax, norms, "{:.3f}".format)
     ax.set(xlabel="unit", ylabel="layer")
     ax.tick_params(length=0, rotation=0)
     return ax
