@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path):
 
 def test_moments_only_have_no_coordinates(encoder, dataset, tmp_path):
     stored = extract(encoder, dataset, root=tmp_path, **OPTIONS | {"coordinates": None})
-    with pytest.raises(StoreError, match="moments only"):
+    with pytest.raises(StoreError, match="no coordinates"):
         stored.head_coordinates(0, 0)
 
 

@@ -18,7 +18,7 @@ from edition.tasks import Tasks, few_heads, text_scale
 from residual import alignment, selection
 from residual.alignment import LinearAligner, ResiDual
 from residual.data.dataset import Dataset, load_dataset
-from residual.data.names import split_task
+from residual.data.names import SPLITS, split_task
 from residual.encoders.encoder import Encoder
 from residual.files import file_name
 from residual.selection import zero_shot_accuracy
@@ -176,21 +176,16 @@ def load_adapters(run: Chapter) -> dict[tuple[str, str], ResiDual]:
 def accuracy_rows(run: Chapter, encoder: Encoder) -> Iterator[dict[str, Any]]:
     """What an encoder knows of every task of a chapter: accuracies zero-shot, after Lin, and by neighbours.
 
-    Tasks of one data set share their images, which are encoded once, unless another chapter has stored their units.
+    Tasks of one data set share their images.
     """
-    outputs: dict[tuple[str, str], Tensor] = {}
     reads = encoder.reads_text and not encoder.weights.startswith("random")
-    for task, parts in [(task, run.task(task)) for task in run.parameters["tasks"]]:  # refuses before it encodes
-        splits = {}
-        for split, (data, labels) in parts.items():
-            if split == "validation" and not reads:
-                continue
-            key = split_task(task)[0], split
-            if key not in outputs:
-                outputs[key] = run.outputs(encoder, data)
-            splits[split] = outputs[key], labels
+    for task in run.parameters["tasks"]:
+        run.task(task)  # refuses, before anything is encoded
+    for task in run.parameters["tasks"]:
+        labels, needed = run.labels(encoder, task), SPLITS if reads else ("train", "test")
+        splits = {part: (run.units(encoder, split_task(task)[0], part).outputs(), labels[part]) for part in needed}
         named = load_dataset(task, "test", seed=run.parameters["seed"])
-        row = {"model": encoder.name, "task": task, "classes": len(named.classes), "images": len(parts["test"][0])}
+        row = {"model": encoder.name, "task": task, "classes": len(named.classes), "images": len(labels["test"])}
         row |= {"chance": 1 / len(named.classes)} | dict.fromkeys(TEXT_MEASURES, float("nan"))
         row["knn"], row["knn_se"] = selection.knn_accuracy(splits["train"], splits["test"])
         yield row | (_text_accuracies(encoder, named, splits, run.parameters["seed"]) if reads else {})

@@ -6,6 +6,7 @@ import ast
 import os
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,21 @@ from torch import Tensor
 from edition import STARTED, results
 from edition.claims import claim_table, found
 from edition.inputs import Extraction, extractions, task_parts
-from edition.pages import DOING, READS, ParameterError, chapter_defaults, chapter_path, project_root, run_name
+from edition.pages import (
+    DOING,
+    READS,
+    ParameterError,
+    chapter_defaults,
+    chapter_path,
+    profile_of_run,
+    project_root,
+    run_name,
+)
 from edition.parameters import check_parameters, without_missing
 from residual.data.dataset import Dataset
 from residual.data.names import SPLITS, split_task
 from residual.encoders.encoder import ENCODED, Encoder, load_encoder
-from residual.extraction import extract, is_extracted
-from residual.selection import encode_images
-from residual.store import StoredUnits
+from residual.store import StoredUnits, load_units
 
 
 class Chapter:
@@ -52,6 +60,7 @@ class Chapter:
         if self.left_out:
             print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
+        self._checked: dict[Extraction, Path] = {}  # and the folders of their units
         set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
         # Text of figures stays text, which can be read and searched; each names the fonts it may have.
         fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
@@ -68,7 +77,7 @@ class Chapter:
     @cached_property
     def extractions(self) -> list[Extraction]:
         """All that the chapter may extract: of each encoder first the set it is about, or the reference set."""
-        return extractions(self.name, self.parameters)
+        return extractions(self.name, self.parameters, profile_of_run(self.profile))
 
     def _extraction(self, dataset: str | None, split: str | None, encoder: str | None = None) -> Extraction:
         ours = [e for e in self.extractions if encoder in (None, e.encoder)]
@@ -82,25 +91,19 @@ class Chapter:
     def data(self, dataset: str | None = None, split: str | None = None, encoder: str | None = None) -> Dataset:
         """The images that the chapter reads of a data set; by default of its own, or of the reference set.
 
-        encoder: that reads them, by default the first; the shipped encoder has images of its own size.
+        encoder: that reads them, by default the first; the shipped encoder has larger ones.
         """
         return self._extraction(dataset, split, encoder or self.parameters["encoders"][0]).data()
 
     def units(self, encoder: Encoder, dataset: str | None = None, split: str | None = None) -> StoredUnits:
-        """The units of these images, extracted by whichever chapter comes first."""
+        """The units of these images, extracted by whichever chapter comes first, and checked once by each."""
         extraction = self._extraction(dataset, split, encoder.name)
-        data = extraction.data()
-        if not os.environ.get(DOING):
-            return extraction.units(encoder, data, progress=False)
-        with Path(os.environ[DOING]).open("w") as file:
-            return extraction.units(encoder, data, progress=file)
-
-    def outputs(self, encoder: Encoder, data: Dataset) -> Tensor:
-        """The encoder's outputs [n d], read where a chapter has stored the units of these images."""
-        options = {"root": self.root / "_build/units", "batch": self.parameters["batch"], "coordinates": "float32"}
-        if is_extracted(encoder, data, precision="float32", **options):
-            return extract(encoder, data, progress=False, **options).outputs()
-        return encode_images(encoder, data)
+        if folder := self._checked.get(extraction):
+            return load_units(folder, verify=False)
+        with Path(os.environ[DOING]).open("w") if DOING in os.environ else nullcontext(False) as progress:
+            units = extraction.units(encoder, extraction.data(), progress=progress)
+        self._checked[extraction] = units.folder
+        return units
 
     def task(self, task: str) -> dict[str, tuple[Dataset, Tensor]]:
         """Every split of a task with its labels; see `task_parts`."""

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from edition.pages import project_root
+from edition.parameters import chapter_parameters
 from residual.alignment import Bases, component_scores
 from residual.data.dataset import Dataset, load_dataset
 from residual.data.hub.catalogue import catalogue
@@ -23,12 +24,13 @@ from residual.data.miniature.sets import ENTRIES, SIZE
 from residual.data.names import NOISE, SPLITS, dataset_names, split_task
 from residual.encoders.encoder import Encoder
 from residual.encoders.names import EMBEDDED, SHIPPED, split_tag
-from residual.extraction import extract, is_extracted
+from residual.extraction import extract
 from residual.files import file_name, locked
 from residual.store import StoredUnits
 
 ALL = 10**9  # images
 SIDE, BLIP_SIDE = 224, 384  # pixels, of images drawn for encoders that read larger ones than the embedded
+SHIPPED_SIDE = 112  # the same for the shipped encoder, which takes 224 as well, in five times the time
 IN_MEMORY = 2 * 10**9  # bytes of component scores; more are kept in files
 
 
@@ -69,25 +71,41 @@ class Extraction:
         return task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced, size=self.size)
 
     def units(self, encoder: Encoder, data: Dataset, **options: Any) -> StoredUnits | None:
-        """Extract, unless a chapter or a job has before. Stored coordinates are used even where moments would do."""
+        """Extract, unless a chapter or a job has before."""
+        kept = "float32" if self.coordinates else None
         common = {"root": project_root() / "_build/units", "batch": self.batch, "precision": self.precision}
-        with_coordinates = self.coordinates or is_extracted(encoder, data, coordinates="float32", **common)
-        return extract(encoder, data, coordinates="float32" if with_coordinates else None, **common, **options)
+        return extract(encoder, data, coordinates=kept, **common, **options)
 
 
-def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
-    """Every extraction that a chapter reads with these parameters, once."""
+def extractions(chapter: str, parameters: dict[str, Any], profile: Path | None) -> list[Extraction]:
+    """Every extraction that a chapter reads with these parameters, once.
+
+    profile: where any of its chapters needs coordinates of the same images, they are kept for all.
+    """
+    kept = _coordinates_of(profile) if profile else frozenset()
+    return [whole if (whole := replace(e, coordinates=True)) in kept else e for e in _read(chapter, parameters)]
+
+
+def _read(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
     find = _EXTRACTIONS.get(chapter)
     encoders = (*parameters.get("encoders", ()), *parameters.get("controls", ()))
     return list(dict.fromkeys(e for name in encoders for e in find(name, parameters))) if find else []
+
+
+@functools.cache
+def _coordinates_of(profile: Path) -> frozenset[Extraction]:
+    """The extractions of which some chapter of a profile needs coordinates."""
+    read = (_read(chapter, chapter_parameters(chapter, profile)) for chapter in _EXTRACTIONS)
+    return frozenset(e for of_chapter in read for e in of_chapter if e.coordinates)
 
 
 def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, images: int, **more: bool) -> Extraction:
     options = {"balanced": False, "coordinates": True} | more
     options |= {key: p[key] for key in ("seed", "batch", "precision")}
     base = split_tag(encoder)[0]
-    if base == SHIPPED and dataset in ENTRIES:  # fewer, and drawn at its own size
-        return Extraction(encoder, dataset, split, min(images, p["shipped_images"]), size=SIDE, **options)
+    if base == SHIPPED and dataset in ENTRIES:  # fewer, and drawn larger
+        fewer = min(images, p.get("shipped_images", images))
+        return Extraction(encoder, dataset, split, fewer, size=SHIPPED_SIDE, **options)
     if dataset in NOISE.values() and base not in EMBEDDED:  # enlarged, neighbouring pixels would be alike
         size, count = BLIP_SIDE if base.startswith("BLIP") else SIDE, min(images, ENTRIES[dataset].counts[split])
         return Extraction(encoder, dataset, split, count, size=size, **options)
@@ -106,9 +124,9 @@ def _shapes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
 
 def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     yield _extraction(encoder, p, p["dataset"], p["split"], p["reference_images"])
-    tenth = p | {"shipped_images": p["shipped_images"] // 10}
+    tenth, balanced = p | {"shipped_images": p["shipped_images"] // 10}, p["split"] == "train"  # as in tasks
     for name in other_sets(p):
-        yield _extraction(encoder, tenth, name, p["split"], p["images"], coordinates=False)
+        yield _extraction(encoder, tenth, name, p["split"], p["images"], balanced=balanced, coordinates=False)
 
 
 def other_sets(p: dict[str, Any]) -> list[str]:
@@ -120,8 +138,17 @@ def other_sets(p: dict[str, Any]) -> list[str]:
 
 def _tasks(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     yield _extraction(encoder, p, p["dataset"], "train", p["reference_images"])
+    yield from _splits(encoder, p)
+
+
+def _splits(encoder: str, p: dict[str, Any], **more: bool) -> Iterator[Extraction]:
     for name, split in product(dict.fromkeys(split_task(task)[0] for task in p["tasks"]), SPLITS):
-        yield _extraction(encoder, p, name, split, split_limit(split, p["images"]), balanced=split == "train")
+        options = {"balanced": split == "train"} | more
+        yield _extraction(encoder, p, name, split, split_limit(split, p["images"]), **options)
+
+
+def _outputs(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
+    yield from _splits(encoder, p, coordinates=False)
 
 
 def _tasks_and_parity(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
@@ -137,6 +164,7 @@ def _tasks_and_noise(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
 _EXTRACTIONS = dict.fromkeys(("dimension", "pursuit", "semantics", "heads"), _one_set) | {
     "ground_truth": _shapes,
     "similarity": _reference_and_others,
+    "zoo": _outputs,
     "selection": _tasks,
     "alignment": _tasks_and_parity,
     "learned": _tasks,

@@ -69,7 +69,7 @@ def after(chapter: str) -> tuple[str, ...]:
     """The chapters that a chapter waits for, as it reads their tables, trainings, stored units or costs."""
     if chapter in LAST:  # each after all that come before it
         return tuple(other for other in chapters() if other not in LAST[LAST.index(chapter) :])
-    units = {"alignment": "selection", "zoo": "selection", "class_means": "dimension"}
+    units = {"alignment": "selection", "zoo": "selection", "class_means": "dimension", "similarity": "dimension"}
     units |= dict.fromkeys(("text_and_code", "playground"), "alignment")
     return READS.get(chapter, ()) + ((units[chapter],) if chapter in units else ())
 
@@ -136,6 +136,12 @@ def find_profile(given: str | Path) -> Path:
     raise ParameterError(f"there is no profile {shown}; give one of {names}, or the path of a YAML file")
 
 
+def profile_of_run(name: str) -> Path | None:
+    """The file of the profile of this run of a chapter; None for a name that is no profile's."""
+    given, ours = Path(os.environ.get(PROFILE, "")), project_root() / f"profiles/{name}.yml"
+    return next((file for file in (given, ours) if file.stem == name and file.is_file()), None)
+
+
 def read_profile(path: Path, chapter: str) -> dict[str, Any]:
     """The parameters of a chapter in a profile, `profile` among them: the file's name.
 
@@ -160,11 +166,10 @@ def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
     The profile's name alone is for runs of the book; another run with its parameters is "mini--rerun". So no rerun
     changes what the book reads. A name that is no profile's stands for itself.
     """
-    profile, root = parameters["profile"], project_root()
-    file = Path(os.environ.get(PROFILE, ""))
-    file = file if file.stem == profile and file.is_file() else root / f"profiles/{profile}.yml"
-    if not file.is_file():
-        of_a_book = (root / "_build/runs" / profile).is_dir()
+    profile = parameters["profile"]
+    file = profile_of_run(profile)
+    if file is None:
+        of_a_book = (project_root() / "_build/runs" / profile).is_dir()
         return f"{profile}--rerun" if of_a_book and not os.environ.get(BOOK) else profile
     usual = chapter_defaults(chapter) | read_profile(file, chapter.stem)
     changed = {k: v for k, v in parameters.items() if k not in (*HOW, "profile") and v != usual.get(k)}

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,9 @@ COUNTED = 4  # images whose FLOPs are counted
 
 
 def jobs_by_chapter(profile: Path) -> dict[str, list[Extraction]]:
-    """The extractions of each chapter of a profile. Where one chapter needs coordinates, all use them."""
-    wanted = {chapter: extractions(chapter, chapter_parameters(chapter, profile)) for chapter in chapters()}
-    whole = {replace(e, coordinates=False): e for needed in wanted.values() for e in needed if e.coordinates}
-    merged = {chapter: list(dict.fromkeys(whole.get(e, e) for e in needed)) for chapter, needed in wanted.items()}
-    return {chapter: needed for chapter, needed in merged.items() if needed}
+    """The extractions of each chapter of a profile."""
+    wanted = {chapter: extractions(chapter, chapter_parameters(chapter, profile), profile) for chapter in chapters()}
+    return {chapter: needed for chapter, needed in wanted.items() if needed}
 
 
 def jobs(profile: Path) -> list[Extraction]:
@@ -212,7 +210,7 @@ def _tuning(profile: Path) -> dict[str, Any]:
     A step is three forward passes; the search for a rate, 100 steps long, and validation are left out.
     """
     p = chapter_parameters("alignment", profile)
-    training = {(job.encoder, job.dataset): job for job in extractions("alignment", p) if job.split == "train"}
+    training = {(job.encoder, job.dataset): job for job in extractions("alignment", p, profile) if job.split == "train"}
     pairs = [training[encoder, split_task(task)[0]] for encoder, task in product(p["encoders"], p["tasks"])]
     costs = ((encoder_cost(job.encoder), job.count()) for job in pairs)
     return {

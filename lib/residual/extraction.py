@@ -21,7 +21,7 @@ from residual.encoders.encoder import Encoder
 from residual.encoders.names import PRECISIONS
 from residual.files import file_name, locked, write_bytes, write_tensors
 from residual.spectrum import Moments
-from residual.store import FRAMES, MANIFEST, Manifest, Shard, StoredUnits, StoreError, load_units, read_manifest
+from residual.store import FRAMES, LAYOUT, MANIFEST, Manifest, Shard, StoredUnits, StoreError, load_units, read_manifest
 from residual.units import Units, head_frames, trace
 
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers")
@@ -49,7 +49,7 @@ def extract(
     dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the parent of all extractions; each has a
     folder of its own, whose name holds a hash of everything it depends on.
     coordinates: the precision in which every sample's coordinates are kept on disk, "float16", "bfloat16" or
-    "float32"; by default only moments are kept.
+    "float32"; by default only moments, outputs and labels are kept.
     precision: of the forward pass, "float32" for the encoder's own, or "float16" or "bfloat16" by autocast, which
     keeps norms and the residual stream in single precision; `benchmarks/precision.py` measures what that costs.
     batch: images in a forward pass; halved when memory runs out. shard: images in a file, the most that an
@@ -77,15 +77,6 @@ def extract(
     return load_units(folder, verify=False) if part is None else None
 
 
-def is_extracted(
-    encoder: Encoder, data: Dataset, *, root: Path | str, coordinates: str | None, batch: int, precision: str
-) -> bool:
-    """Whether `extract` with the same arguments has finished here."""
-    options = _Options(batch, SHARD, coordinates, precision)
-    manifest = read_manifest(_manifest_and_folder(encoder, data, root, options)[1])
-    return manifest is not None and manifest.complete
-
-
 @dataclass(frozen=True)
 class _Options:
     """See `extract`."""
@@ -109,6 +100,7 @@ def _manifest_and_folder(encoder: Encoder, data: Dataset, root: Path | str, opti
     """The manifest of a new extraction, and the folder named after it."""
     dtype = str(encoder.dtype).removeprefix("torch.")
     manifest = Manifest(
+        layout=LAYOUT,
         encoder=encoder.name,
         family=encoder.family,
         weights=encoder.weights,
@@ -222,27 +214,26 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _shard(encoder: Encoder, data: Dataset, rows: range, options: _Options) -> dict[str, Tensor]:
-    """Moments of one shard, and its coordinates, in which the samples' axis comes before the last."""
-    samples: dict[str, list[Tensor]] = {"heads": [], "blocks": [], "outputs": []}
+    """Moments of one shard, its outputs, labels and coordinates, in which the samples' axis comes before the last."""
+    samples: dict[str, list[Tensor]] = {"outputs": []} | ({"heads": [], "blocks": []} if options.coordinates else {})
+    dtype = DTYPES[options.coordinates or "float32"]
 
     def batch_moments() -> Iterator[dict[str, Moments]]:
         for units in _traced(encoder, data, rows, options):
-            if options.coordinates:
-                parts = units.head_coordinates.movedim(0, -2), units.blocks.movedim(0, -2), units.output
-                for name, part in zip(samples, parts, strict=True):
-                    samples[name].append(part.to(DTYPES[options.coordinates]).cpu())
+            parts = {"outputs": units.output, "heads": units.head_coordinates, "blocks": units.blocks}
+            for name, kept in samples.items():
+                kept.append(parts[name].movedim(0, -2).to(dtype).cpu())
             named = ("heads", units.head_coordinates), ("blocks", units.blocks), ("output", units.output)
             yield {name: Moments.of(part) for name, part in named}
 
     moments = Moments.merge_all(batch_moments())
     tensors = {f"{name}.mean": part.mean for name, part in moments.items()}
     tensors |= {f"{name}.scatter": part.scatter for name, part in moments.items()}
-    if options.coordinates:
-        tensors |= {name: torch.cat(parts, -2) for name, parts in samples.items()}
-        if not all(tensors[name].isfinite().all() for name in samples):
-            reason = f"coordinates of {encoder.name} overflow {options.coordinates}; use 'bfloat16' or 'float32'"
-            raise ValueError(reason)
-        tensors["labels"] = data.labels[rows.start : rows.stop]
+    tensors |= {name: torch.cat(parts, -2) for name, parts in samples.items()}
+    if not all(tensors[name].isfinite().all() for name in samples):
+        reason = f"coordinates of {encoder.name} overflow {options.coordinates}; use 'bfloat16' or 'float32'"
+        raise ValueError(reason)
+    tensors["labels"] = data.labels[rows.start : rows.stop]
     return {name: value.contiguous().cpu() for name, value in tensors.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 
@@ -165,25 +166,26 @@ def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]])
 
 
 def variance_shares(
-    values: Float[Tensor, "n k"], levels: Int64[Tensor, "n"]
-) -> tuple[Float64[Tensor, "k"], Float64[Tensor, "k"]]:
-    """Share of each column's variance that lies between levels, and the columns' variances.
+    values: Float[Tensor, "n k"], levels: Int64[Tensor, "*m n"]
+) -> tuple[Float64[Tensor, "*m k"], Float64[Tensor, "k"]]:
+    """Share of each column's variance that lies between levels, and the columns' variances. *m: several divisions.
 
     The share is epsilon squared: the correlation ratio, corrected for what as many random levels explain on average.
     Without an effect it is about 0, and may be negative. Zero for a column that does not vary.
     Source: Kelley (1935).
     """
-    n, groups = len(values), int(levels.max()) + 1
-    if len(levels) != n or n <= groups:
-        raise ValueError(f"{n} values for {len(levels)} labels of {groups} levels")
+    n, shares = len(values), []
     centred = values.double() - values.double().mean(0)
-    one_hot = torch.nn.functional.one_hot(levels, groups).to(centred)
-    sums = one_hot.T @ centred
-    between = (sums.square() / one_hot.sum(0).clamp(min=1)[:, None]).sum(0)
     total = centred.square().sum(0)
-    share = between / total.where(total > 0, 1)
-    adjusted = (1 - (1 - share) * (n - 1) / (n - groups)) * (total > 0)
-    return adjusted, total / (n - 1)
+    for level in levels.reshape(-1, levels.shape[-1]):
+        groups = int(level.max()) + 1
+        if len(level) != n or n <= groups:
+            raise ValueError(f"{n} values for {len(level)} labels of {groups} levels")
+        one_hot = torch.nn.functional.one_hot(level, groups).to(centred)
+        between = ((one_hot.T @ centred).square() / one_hot.sum(0).clamp(min=1)[:, None]).sum(0)
+        share = between / total.where(total > 0, 1)
+        shares.append((1 - (1 - share) * (n - 1) / (n - groups)) * (total > 0))
+    return torch.stack(shares).view(*levels.shape[:-1], -1), total / (n - 1)
 
 
 def head_factors(units: StoredUnits, levels: dict[str, Int64[Tensor, "n"]]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -198,8 +200,9 @@ def head_factors(units: StoredUnits, levels: dict[str, Int64[Tensor, "n"]]) -> t
     scores = torch.stack([units.head_scores(*head) for head in grid], 1)
     components, heads = [], []
     for factor, level in levels.items():
-        shares = _component_shares(scores, level, ratios.shape)
-        whole, null = (shares * ratios).sum(-1), _null_share(scores, level, ratios)
+        divisions = torch.stack([level, *_shuffled(level)])
+        shares, *by_chance = variance_shares(scores.flatten(1), divisions)[0].unflatten(1, ratios.shape)
+        whole, null = (shares * ratios).sum(-1), max(float((part * ratios).sum(-1).max()) for part in by_chance)
         for at in grid:
             heads.append((*at, factor, float(whole[at]), null))
             explained = zip(ratios[at].tolist(), shares[at].tolist(), strict=True)
@@ -209,15 +212,9 @@ def head_factors(units: StoredUnits, levels: dict[str, Int64[Tensor, "n"]]) -> t
     return pd.DataFrame(components, columns=names), table
 
 
-def _component_shares(scores: Tensor, level: Tensor, shape: tuple[int, ...]) -> Float64[Tensor, "l h k"]:
-    return variance_shares(scores.flatten(1), level)[0].unflatten(0, shape)
-
-
-def _null_share(scores: Float[Tensor, "n u k"], level: Tensor, ratios: Float64[Tensor, "l h k"]) -> float:
-    """The largest share of any head when the levels are shuffled."""
+def _shuffled(level: Int64[Tensor, "n"]) -> Iterator[Int64[Tensor, "n"]]:
     generator = torch.Generator().manual_seed(0)
-    shuffled = (level[torch.randperm(len(level), generator=generator)] for _ in range(SHUFFLES))
-    return max(float((_component_shares(scores, levels, ratios.shape) * ratios).sum(-1).max()) for levels in shuffled)
+    return (level[torch.randperm(len(level), generator=generator)] for _ in range(SHUFFLES))
 
 
 def specialisation(shares: pd.DataFrame) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from residual.units import Frames, residual_units
 
 MANIFEST, FRAMES = "manifest.json", "frames.safetensors"
 MOMENTS = ("heads", "blocks", "output")  # as they are called in a shard
+LAYOUT = 2  # of shards: the second holds outputs and labels even without coordinates
 
 
 class StoreError(RuntimeError):
@@ -38,9 +39,13 @@ class Shard(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What was extracted, from what, and by what. coordinates: their precision on disk, or None."""
+    """What was extracted, from what, and by what.
+
+    layout: of the shards; see LAYOUT. coordinates: their precision on disk, or None.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    layout: int
     encoder: str
     family: str
     weights: str
@@ -94,11 +99,11 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class StoredUnits:
-    """Moments of all units over a data set, and, where the extraction kept them, coordinates.
+    """Moments of all units over a data set, its outputs and labels, and, where the extraction kept them, coordinates.
 
     head_moments: of the coordinates [l h k], see `residual.units.Frames`. block_moments: of X0 and the MLPs in
-    output space [l+1 d]. output_moments: of the model's output [d]. The methods that return samples raise
-    StoreError if the extraction kept no coordinates.
+    output space [l+1 d]. output_moments: of the model's output [d]. The methods that return samples of heads and
+    blocks raise StoreError if the extraction kept no coordinates.
     """
 
     folder: Path
@@ -159,18 +164,18 @@ class StoredUnits:
 
     def shards(self) -> Iterator[dict[str, Tensor]]:
         """All samples, shard after shard: heads [l h n k], blocks [l+1 n d], outputs [n d], labels [n]."""
-        for file in self._files():
+        for file in self._files("heads"):
             yield {name: file.get_tensor(name) for name in ("heads", "blocks", "outputs", "labels")}
 
-    def _files(self) -> Iterator[safe_open]:
-        if self.manifest.coordinates is None:
-            raise StoreError(f"{self.folder} holds moments only; extract with coordinates='float16' or 'float32'")
+    def _files(self, name: str) -> Iterator[safe_open]:
+        if name in ("heads", "blocks") and self.manifest.coordinates is None:
+            raise StoreError(f"{self.folder} holds no coordinates; extract with coordinates='float16' or 'float32'")
         for shard in self.manifest.shards:
             with safe_open(self.folder / shard.file, "pt") as file:
                 yield file
 
     def _read(self, name: str, *index: int) -> Tensor:
-        parts = (file.get_slice(name) for file in self._files())
+        parts = (file.get_slice(name) for file in self._files(name))
         return torch.cat([part[index] if index else part[:] for part in parts])
 
 

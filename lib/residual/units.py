@@ -141,6 +141,13 @@ def trace(encoder: Encoder, pixels: Tensor) -> Units:
     pixels = encoder.check_pixels(pixels)
     if any(module.training for module in encoder.tower.root.modules()):
         raise RuntimeError(f"{encoder.name} is in training mode, where dropout breaks Eq. 1; call enc.model.eval()")
+    parts = [_traced(encoder, part) for part in encoder.cached_parts(pixels)]
+    with torch.autocast(encoder.device.type, enabled=False):
+        return Units(*map(torch.cat, zip(*parts, strict=True)), head_frames(encoder))
+
+
+def _traced(encoder: Encoder, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinates of heads, blocks and output: the fields of Units that depend on the images."""
     with TRACING, _recording(encoder) as records:
         output = encoder.forward(pixels)
     if silent := [f"L{i}" for i, record in enumerate(records) if record.end is None]:
@@ -191,7 +198,7 @@ def _forward(block: Block, record: _Record, last: bool, x: Tensor, *masks: objec
     return x
 
 
-def _units(encoder: Encoder, records: list[_Record], output: Tensor) -> Units:
+def _units(encoder: Encoder, records: list[_Record], output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split the records by appendix A.1: every map after a unit is linear, up to the scalars m and s of each image."""
     norm, to_output = encoder.tower.norm, _to_output(encoder)
     dtype = torch.promote_types(output.dtype, torch.float32)
@@ -204,7 +211,7 @@ def _units(encoder: Encoder, records: list[_Record], output: Tensor) -> Units:
     parts = torch.stack([records[0].start, *(r.mlp for r in records)], 1).to(dtype)
     shift, constant = _shared_constants(encoder)
     blocks = to_output(parts / scale[:, :, None]) - (mean / scale)[:, :, None] * shift + constant
-    return Units(coordinates, blocks, output.to(dtype), head_frames(encoder))
+    return coordinates, blocks, output.to(dtype)
 
 
 def _to_output(encoder: Encoder) -> Callable[[Tensor], Tensor]:

@@ -20,6 +20,7 @@ from residual.encoders.towers import Loaded, Tower
 from residual.encoders.weights import check_values
 from residual.files import tensor_bytes
 
+CACHED = 2_000  # tokens that an encoder takes at once on a CPU, by `benchmarks/batches.py`
 ENCODED: Counter[str] = Counter()  # images that each encoder has encoded in this process
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,15 @@ class Encoder(Loaded):
 
     def encode_image(self, pixels: Tensor) -> Float[Tensor, "n d"]:
         """Pooled outputs, not normalised. pixels: as `check_pixels` takes them."""
-        return self.forward(self.check_pixels(pixels))
+        return torch.cat([self.forward(part) for part in self.cached_parts(self.check_pixels(pixels))])
+
+    def cached_parts(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, ...]:
+        """A batch in parts so small that a CPU's cache holds what its blocks compute; on a GPU, the whole batch."""
+        if self.device.type != "cpu":
+            return (pixels,)
+        patch = next(module for module in self.tower.root.modules() if isinstance(module, nn.Conv2d)).stride
+        tokens = (pixels.shape[2] // patch[0]) * (pixels.shape[3] // patch[1]) + 1
+        return pixels.split(max(1, CACHED // tokens))
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """The tower's own forward pass."""

@@ -107,9 +107,14 @@ def _inside(name: str, u: Tensor, v: Tensor) -> Tensor:
 
 def _is_white(pattern: Tensor, across: Tensor, down: Tensor) -> Tensor:
     """Where a pattern is white instead of coloured. across, down: from the shape's centre, in pixels."""
-    stripes = (across / 6 % 1) < 0.5
-    squares = ((across / 5).floor() + (down / 5).floor()) % 2 == 0
-    dots = ((across / 7 % 1 - 0.5) ** 2 + (down / 7 % 1 - 0.5) ** 2).sqrt() < 0.3
-    solid = torch.zeros_like(stripes)
-    chosen = torch.stack([solid, stripes, dots, squares])
-    return chosen[pattern, torch.arange(len(pattern))]
+    white = torch.zeros(across.shape, dtype=torch.bool)  # as "solid" stays
+    for index, name in enumerate(PATTERNS):
+        rows = pattern == index
+        x, y = across[rows], down[rows]
+        if name == "striped":
+            white[rows] = (x / 6 % 1) < 0.5
+        elif name == "dotted":
+            white[rows] = ((x / 7 % 1 - 0.5) ** 2 + (y / 7 % 1 - 0.5) ** 2).sqrt() < 0.3
+        elif name == "chequered":
+            white[rows] = ((x / 5).floor() + (y / 5).floor()) % 2 == 0
+    return white
