@@ -1,19 +1,34 @@
-"""Peak memory of TwoNN against torch.cdist: `python benchmarks/memory.py`.
+"""Peak memory against the number of images: `python benchmarks/memory.py --table book/measured/memory.csv`.
 
-Each way runs in a process of its own; what is printed is the rise of the peak above the data, and the time. The paper's
-80,000 images are tried our way alone: the naive one would take 50 GB.
+Of TwoNN, ours and torch.cdist, and of an extraction, of moments alone and with coordinates. Each runs in a process of
+its own; what is kept is the rise of the peak above the data, in MB, and the time. The paper's 80,000 images are tried
+our way alone: `torch.cdist` would take 50 GB.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
+from pathlib import Path
 
+import pandas as pd
 import torch
 
+from residual import extract, load_encoder
+from residual.data.dataset import Dataset
 from residual.dimension import two_nn
+
+SIZES = {
+    "TwoNN of a head": (5000, 10000, 20000, 80000),
+    "torch.cdist": (5000, 10000, 20000),
+    "extraction of moments": (1000, 2000, 4000, 8000, 16000),
+    "extraction of coordinates": (1000, 2000, 4000, 8000, 16000),
+}
 
 
 def peak() -> float:
@@ -21,22 +36,50 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def distances(x: torch.Tensor) -> None:
+    torch.cdist(x, x).topk(3, largest=False)
+
+
+def extraction(coordinates: str | None, images: torch.Tensor) -> None:
+    labels = torch.zeros(len(images), dtype=torch.long)
+    data = Dataset("noise", "train", images, labels, ("noise", "other"), ("{}",))
+    with tempfile.TemporaryDirectory() as root:
+        extract(load_encoder("mini-openclip"), data, root=root, coordinates=coordinates, progress=False)
+
+
+def measure(what: str, n: int) -> tuple[float, float]:
+    """The rise of the peak in MB, and seconds."""
+    generator = torch.Generator().manual_seed(0)
+    if what.startswith("extraction"):
+        x = torch.randint(256, (n, 3, 48, 48), dtype=torch.uint8, generator=generator)
+        run = partial(extraction, "float32" if what.endswith("coordinates") else None)
+    else:
+        x = torch.randn(n, 768 if what == "torch.cdist" else 66, generator=generator)
+        run = distances if what == "torch.cdist" else two_nn
+    run(x[:300])  # libraries load before the count starts
+    before, start = peak(), time.monotonic()
+    run(x)
+    return peak() - before, time.monotonic() - start
+
+
 def main() -> None:
-    if len(sys.argv) == 3:
-        way, n = sys.argv[1], int(sys.argv[2])
-        x = torch.randn(n, 66 if way == "ours" else 768, generator=torch.Generator().manual_seed(0))
-        torch.cdist(x[:2000], x[:2000]), two_nn(x[:2000])  # libraries load before the count starts
-        before, start = peak(), time.monotonic()
-        if way == "ours":
-            two_nn(x)
-        else:
-            torch.cdist(x, x).topk(3, largest=False)
-        print(f"{peak() - before:8.0f} MB  {time.monotonic() - start:6.1f} s  {way:5s}  n = {n}")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", type=Path, help="a CSV file for the numbers")
+    parser.add_argument("--one", nargs=2, metavar=("WHAT", "N"), help="measure one, in this process")
+    args = parser.parse_args()
+    if args.one:
+        print(*measure(args.one[0], int(args.one[1])))
         return
-    for n in (5000, 10000, 20000):
-        for way in ("ours", "naive"):
-            subprocess.run([sys.executable, __file__, way, str(n)], check=True)
-    subprocess.run([sys.executable, __file__, "ours", "80000"], check=True)
+    rows = []
+    for what, sizes in SIZES.items():
+        for n in sizes:
+            command = [sys.executable, __file__, "--one", what, str(n)]
+            mb, seconds = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+            print(f"{mb:8.0f} MB  {seconds:6.1f} s  n = {n:6,}  {what}", flush=True)
+            rows.append((what, n, mb, seconds))
+    if args.table:
+        table = pd.DataFrame(rows, columns=["what", "images", "mb", "seconds"])
+        table.to_csv(args.table, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

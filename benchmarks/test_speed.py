@@ -1,14 +1,20 @@
-"""Speed against the naive way, in the same run: `make bench`.
+"""Speed against the naive way and against other libraries, in the same run: `make bench`.
 
 The two alternate round by round, so that a machine that slows down slows both. The ratio of their
-medians is printed at the end; nothing is asserted.
+medians is printed at the end, and kept for the page *Speed*; nothing is asserted.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import statistics
+import subprocess
 import time
+from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from schedulefree import AdamWScheduleFree
@@ -16,6 +22,7 @@ from schedulefree import AdamWScheduleFree
 from residual import load_encoder, trace
 from residual.alignment import Bases, ResiDual
 from residual.dimension import two_nn
+from residual.encoders import encoder as encoders
 from residual.extraction import DTYPES
 from residual.pursuit import somp_in_basis, textspan_from_moments
 from residual.spectrum import Moments, pca_from_moments
@@ -23,21 +30,28 @@ from residual.training import BATCH, _Task
 from residual.units import residual_units
 
 K, D, H = 66, 768, 16  # a layer of 16 heads of 64 dimensions, in an output of 768
+NAMES = {"dadapy": "DADApy", "skdim": "scikit-dimension"}
+PEERS = Path(os.environ.get("PEERS", "_build/peers")) / "bin/python"
 
 
-def compare(benchmark, what, naive, ours, *, rounds, calls=1):
-    """Benchmark `ours`, and before each round time `naive`. calls: how often `ours` does naive's work."""
+def compare(benchmark, what, against, naive, ours, *, rounds, calls=1, images=0):
+    """Benchmark `ours`, and before each round time `naive`; one in a process of its own returns its seconds.
+
+    calls: how often `ours` does naive's work. images: that both work on, where growth is of interest.
+    """
     seconds = []
 
     def run_naive():
         start = time.perf_counter()
-        naive()
-        seconds.append(time.perf_counter() - start)
+        own = naive()
+        seconds.append(own if isinstance(own, float) else time.perf_counter() - start)
 
     with torch.no_grad():
         naive()
         benchmark.pedantic(ours, setup=run_naive, rounds=rounds, warmup_rounds=1)
-    benchmark.extra_info |= {"what": what, "naive": statistics.median(seconds), "calls": calls}
+    benchmark.extra_info |= {
+        "what": what, "against": against, "images": images, "naive": statistics.median(seconds), "calls": calls
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["OpenCLIP-B", "CLIP-B", "BLIP-B", "DINOv2-B", "ViT-B"])
@@ -45,8 +59,34 @@ def test_trace(benchmark, name):
     encoder = load_encoder(name, pretrained=False)
     side = 224 if encoder.tower.smallest else encoder.tower.image_size[0]
     pixels = torch.randn(16, 3, side, side, generator=torch.Generator().manual_seed(0))
-    what = f"trace of {name}, batch 16, against the model's own forward pass"
-    compare(benchmark, what, lambda: encoder.encode_image(pixels), lambda: trace(encoder, pixels), rounds=7)
+    plain, ours = (lambda: encoder.encode_image(pixels)), (lambda: trace(encoder, pixels))
+    compare(benchmark, f"a trace of {name}, batch 16", "the plain forward pass", plain, ours, rounds=7)
+
+
+def test_moments(benchmark):
+    encoder = load_encoder("OpenCLIP-B", pretrained=False)
+    pixels = torch.randn(64, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+    def with_moments():
+        units = trace(encoder, pixels)
+        return [Moments.of(part) for part in (units.head_coordinates, units.blocks, units.output)]
+
+    what = "a trace of OpenCLIP-B and its moments, batch 64"
+    compare(benchmark, what, "the trace alone", lambda: trace(encoder, pixels), with_moments, rounds=5)
+
+
+@pytest.mark.parametrize("name", ["mini-openclip", "DINOv2-S@random", "OpenCLIP-B@random"])
+def test_parts(benchmark, name):
+    encoder = load_encoder(name)
+    side = 224 if encoder.tower.smallest else encoder.tower.image_size[0]
+    pixels = torch.randn(64, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+    def at_once():
+        with mock.patch.object(encoders, "CACHED", 10**9):
+            trace(encoder, pixels)
+
+    what = f"a trace of {name}, batch 64, in parts that fit the cache"
+    compare(benchmark, what, "the batch at once", at_once, lambda: trace(encoder, pixels), rounds=5)
 
 
 @pytest.mark.parametrize("how", ["compiled", "bfloat16", "float16"])
@@ -61,8 +101,8 @@ def test_faster_trace(benchmark, how):
         with torch.autocast("cpu", precision, enabled=how != "compiled"):
             trace(other, pixels)
 
-    what = f"trace of OpenCLIP-B, batch 16, {how}, against single precision"
-    compare(benchmark, what, lambda: trace(plain, pixels), faster, rounds=5)
+    what = f"a trace of OpenCLIP-B, batch 16, {how}"
+    compare(benchmark, what, "single precision", lambda: trace(plain, pixels), faster, rounds=5)
 
 
 def head(n):
@@ -79,25 +119,64 @@ def test_pca(benchmark, n):
     moments, frames = Moments.of(coordinates[:, None].expand(-1, H, -1)), frame.expand(H, -1, -1)
     compare(
         benchmark,
-        f"PCA of a head from moments, n = {n:,}, against SVD of n x {D}",
+        "PCA of a head from moments",
+        f"SVD of n x {D}",
         lambda: torch.linalg.svd(values - values.mean(0), full_matrices=False),
         lambda: pca_from_moments(moments, frames),
         rounds=5,
         calls=H,
+        images=n,
     )
 
 
-@pytest.mark.parametrize("n", [5000, 10000])
-def test_two_nn(benchmark, n):
+def isometric(n):
     coordinates, frame, values = head(n)
-    samples = coordinates.double() @ torch.linalg.qr(frame.double().mT).R.mT
+    return coordinates.double() @ torch.linalg.qr(frame.double().mT).R.mT, values
+
+
+@pytest.mark.parametrize("n", [5000, 10000, 20000])
+def test_two_nn(benchmark, n):
+    samples, values = isometric(n)
+
+    def naive():  # a block at a time, as all distances take 8 n^2 bytes
+        for part in values.split(5000):
+            torch.cdist(part, values).topk(3, largest=False)
+
+    other = f"torch.cdist of n x {D}"
+    compare(benchmark, "TwoNN of a head", other, naive, lambda: two_nn(samples), rounds=5, images=n)
+
+
+@pytest.mark.parametrize("n", [5000, 10000, 20000])
+def test_two_nn_and_the_product(benchmark, n):
+    samples, _ = isometric(n)
+    single = samples.float()
+    buffer = torch.empty(256, n)
+
+    def product():
+        for part in single.split(256):
+            torch.mm(part, single.T, out=buffer[: len(part)])
+
     compare(
-        benchmark,
-        f"TwoNN of a head, n = {n:,}, against torch.cdist of n x {D}",
-        lambda: torch.cdist(values, values).topk(3, largest=False),
-        lambda: two_nn(samples),
-        rounds=7,
+        benchmark, "TwoNN of a head", "its matrix product alone", product, lambda: two_nn(samples), rounds=5, images=n
     )
+
+
+@pytest.mark.skipif(not PEERS.is_file(), reason="needs other libraries, which `make bench` installs")
+@pytest.mark.parametrize("n", [5000, 10000, 20000])
+@pytest.mark.parametrize("peer", ["dadapy", "skdim"])
+def test_two_nn_of_others(benchmark, tmp_path, peer, n):
+    samples, _ = isometric(n)
+    np.save(path := tmp_path / "samples.npy", samples.numpy())
+    command = [PEERS, Path(__file__).with_name("peers.py"), peer, path]
+
+    def theirs():
+        seconds, dimension = map(
+            float, subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+        )
+        assert dimension == pytest.approx(two_nn(samples), rel=1e-6)
+        return seconds
+
+    compare(benchmark, "TwoNN of a head", NAMES[peer], theirs, lambda: two_nn(samples), rounds=3, images=n)
 
 
 def texts(count=3498):
@@ -116,8 +195,16 @@ def test_textspan(benchmark):
             residual = residual - torch.outer(residual @ atom, atom) / (atom @ atom)
             left = left - torch.outer(left @ atom, atom) / (atom @ atom)
 
-    what = f"TextSpan of a head, 5 of 3,498 texts in R^{D}, n = 5,000, from moments, against samples"
-    compare(benchmark, what, naive, lambda: textspan_from_moments(moments, words, 5, frames), rounds=5, calls=H)
+    what = f"TextSpan of a head from moments, 5 of 3,498 texts in R^{D}, n = 5,000"
+    compare(
+        benchmark,
+        what,
+        "samples, as published",
+        naive,
+        lambda: textspan_from_moments(moments, words, 5, frames),
+        rounds=5,
+        calls=H,
+    )
 
 
 def test_somp(benchmark):
@@ -133,8 +220,9 @@ def test_somp(benchmark):
             atoms = words[torch.stack(picked)]
             residual = values - torch.linalg.lstsq(atoms.T, values.T).solution.T @ atoms
 
-    what = f"SOMP (l1) of a head, 5 of 3,498 texts in R^{D}, n = 5,000, in isometric coordinates, against samples"
-    compare(benchmark, what, naive, lambda: somp_in_basis(samples, basis, words.double(), 5, "l1"), rounds=5)
+    what = f"SOMP of a head in isometric coordinates, 5 of 3,498 texts in R^{D}, n = 5,000"
+    ours = functools.partial(somp_in_basis, samples, basis, words.double(), 5, "l1")
+    compare(benchmark, what, f"samples in R^{D}", naive, ours, rounds=5)
 
 
 def residual(n, layers=12, heads=12, d=512):
@@ -176,8 +264,8 @@ def test_residual_epoch(benchmark):
         for loss in task.epoch(module, torch.Generator().manual_seed(0)):
             step(loss)
 
-    what = f"RD, a batch of {BATCH} of 2,000, ViT-B/16 size, coordinates stored, against the encoder in the loop"
-    compare(benchmark, what, naive, ours, rounds=5, calls=2000 / BATCH)
+    what = f"RD of a ViT-B/16, {BATCH} images of an epoch, on stored coordinates"
+    compare(benchmark, what, "the encoder in the loop", naive, ours, rounds=5, calls=2000 / BATCH)
 
 
 def test_residual_step(benchmark):
@@ -191,5 +279,5 @@ def test_residual_step(benchmark):
     def ours():
         step(task.loss(module(task.inputs[:BATCH]), torch.arange(BATCH)))
 
-    what = f"RD, a step of {BATCH} images at ViT-B/16 size, against its two matrix products alone"
-    compare(benchmark, what, products, ours, rounds=30)
+    what = f"RD of a ViT-B/16, a step of {BATCH} images"
+    compare(benchmark, what, "its two matrix products alone", products, ours, rounds=30)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edition import STARTED, results
 from edition.claims import claim_table, found
-from edition.inputs import Extraction, extractions, task_parts
+from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, extractions, task_parts
 from edition.pages import (
     DOING,
     READS,
@@ -35,7 +35,7 @@ from edition.pages import (
 from edition.parameters import check_parameters, without_missing
 from residual.data.dataset import Dataset
 from residual.data.names import SPLITS, split_task
-from residual.encoders.encoder import ENCODED, Encoder, load_encoder
+from residual.encoders.encoder import ENCODED, Encoder
 from residual.store import StoredUnits, load_units
 
 
@@ -67,7 +67,8 @@ class Chapter:
         matplotlib.rcParams |= {"svg.hashsalt": "residual"} | fonts
 
     def encoder(self, name: str) -> Encoder:
-        return load_encoder(name, seed=self.parameters["seed"], device=self.parameters["device"])
+        p = self.parameters
+        return encoder_for(name, p.get("shipped_side", SHIPPED_SIDE), seed=p["seed"], device=p["device"])
 
     def encoders(self) -> dict[str, Encoder]:
         """All encoders and controls, by name."""

@@ -22,7 +22,7 @@ from residual.data.dataset import Dataset, load_dataset
 from residual.data.hub.catalogue import catalogue
 from residual.data.miniature.sets import ENTRIES, SIZE
 from residual.data.names import NOISE, SPLITS, dataset_names, split_task
-from residual.encoders.encoder import Encoder
+from residual.encoders.encoder import Encoder, load_encoder
 from residual.encoders.names import EMBEDDED, SHIPPED, split_tag
 from residual.extraction import extract
 from residual.files import file_name, locked
@@ -30,8 +30,14 @@ from residual.store import StoredUnits
 
 ALL = 10**9  # images
 SIDE, BLIP_SIDE = 224, 384  # pixels, of images drawn for encoders that read larger ones than the embedded
-SHIPPED_SIDE = 112  # the same for the shipped encoder, which takes 224 as well, in five times the time
+SHIPPED_SIDE = 112  # the same for the shipped encoder, where a chapter has no parameter for it
 IN_MEMORY = 2 * 10**9  # bytes of component scores; more are kept in files
+
+
+def encoder_for(name: str, side: int = SHIPPED_SIDE, **options: Any) -> Encoder:
+    """An encoder as chapters use it: the shipped one reads the images that are drawn for it as they are."""
+    encoder = load_encoder(name, **options)
+    return encoder.at_size(side) if split_tag(name)[0] == SHIPPED else encoder
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,9 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
     options = {"balanced": False, "coordinates": True} | more
     options |= {key: p[key] for key in ("seed", "batch", "precision")}
     base = split_tag(encoder)[0]
-    if base == SHIPPED and dataset in ENTRIES:  # fewer, and drawn larger
+    if base == SHIPPED:  # fewer, and drawn larger
         fewer = min(images, p.get("shipped_images", images))
-        return Extraction(encoder, dataset, split, fewer, size=SHIPPED_SIDE, **options)
+        return Extraction(encoder, dataset, split, fewer, size=p.get("shipped_side", SHIPPED_SIDE), **options)
     if dataset in NOISE.values() and base not in EMBEDDED:  # enlarged, neighbouring pixels would be alike
         size, count = BLIP_SIDE if base.startswith("BLIP") else SIDE, min(images, ENTRIES[dataset].counts[split])
         return Extraction(encoder, dataset, split, count, size=size, **options)

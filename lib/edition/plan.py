@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from edition.devices import one_gpu
 from edition.downloads import data_cached, weights_cached
-from edition.inputs import Extraction, extractions
+from edition.inputs import Extraction, encoder_for, extractions
 from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
 from residual.data.dataset import load_dataset
@@ -50,7 +50,7 @@ def jobs(profile: Path) -> list[Extraction]:
 def run_job(job: Extraction, *, device: str, workers: int, part: tuple[int, int] | None, compiled: bool) -> None:
     """Extract, into the folder where the chapters look."""
     with one_gpu(device):
-        data, encoder = job.data(), load_encoder(job.encoder, seed=job.seed, device=device)
+        data, encoder = job.data(), encoder_for(job.encoder, job.size, seed=job.seed, device=device)
         if compiled:
             encoder.compile()
         job.units(encoder, data, workers=workers, part=part)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL.Image import fromarray
+from PIL.Image import Image, fromarray
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from residual.encoders.names import EMBEDDED, MINI, PAPER, SHIPPED, check_name, open_clip_names, split_tag
 from residual.encoders.towers import Loaded, Tower
@@ -137,6 +138,22 @@ class Encoder(Loaded):
         if bad:
             raise ValueError(f"pixels hold NaN or infinity in rows {bad[:10]}{' ...' if len(bad) > 10 else ''}")
         return pixels.to(self.device, self.dtype, non_blocking=True)
+
+    def at_size(self, side: int) -> Encoder:
+        """The same encoder for images of so many pixels a side, to which `preprocess` then brings them.
+
+        Raises ValueError where the tower takes images of one size only, or larger ones.
+        """
+        smallest = self.tower.smallest
+        if self.tower.image_size == (side, side):
+            return self
+        if smallest is None or side < smallest:
+            raise ValueError(f"{self.name} does not take images of {side} x {side} pixels")
+
+        def resized(image: Image) -> Tensor:
+            return interpolate(self.preprocess(image)[None], (side, side), mode="bilinear", antialias=True)[0]
+
+        return replace(self, preprocess=resized, tower=replace(self.tower, image_size=(side, side)))
 
     def with_model(self, model: nn.Module) -> Encoder:
         """The same encoder with another model of the same class."""
