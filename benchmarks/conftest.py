@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import platform
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 
 def pytest_addoption(parser):
@@ -30,3 +34,17 @@ def pytest_terminal_summary(terminalreporter, config):
     if path := config.getoption("table"):
         names = ["what", "against", "images", "seconds", "other_seconds"]
         pd.DataFrame(rows, columns=names).to_csv(path, index=False, float_format="%.4g")
+        path.with_suffix(".json").write_text(json.dumps(machine(), indent=2) + "\n")
+
+
+def machine():
+    """What the numbers were measured on."""
+    models = [
+        line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    facts = {
+        "processor": " ".join(models[0].split()) if models else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    facts |= {"torch": torch.__version__, "date": str(datetime.date.today())}
+    return facts

@@ -45,7 +45,7 @@ def moments(folder: Path) -> dict[str, list]:
 
 
 def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
-    monkeypatch.setattr(plan, "encoder_cost", lambda name: plan.Cost(1e11, 1000, 10**6, 10**8))
+    monkeypatch.setattr(plan, "encoder_cost", lambda *name: plan.Cost(1e11, 900, 100, 10**6, 10**8))
     assert main(["paper", "--tflops", "50", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     images = {row["job"]: row["images"] for row in found["jobs"]}
@@ -61,7 +61,7 @@ def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
 
 
 def test_what_is_there_already_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "encoder_cost", lambda name: plan.Cost(1e11, 1000, 10**6, 10**8))
+    monkeypatch.setattr(plan, "encoder_cost", lambda *name: plan.Cost(1e11, 900, 100, 10**6, 10**8))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     rest = "test", 100, False, True, 0, 128
@@ -113,7 +113,7 @@ def test_a_dry_run_lists_every_job_of_the_paper(project):
 def test_costs_are_those_of_the_encoder():
     cost = plan.encoder_cost("OpenCLIP-B")
     assert cost.flops == pytest.approx(2 * 17.6e9, rel=0.1)  # ViT-B/16 is 17.6 GMAC
-    assert cost.coordinates == 4 * (144 * 66 + 14 * 512)
+    assert (cost.coordinates, cost.outputs) == (4 * (144 * 66 + 13 * 512), 4 * 512)
     assert plan.encoder_cost("mini-openclip").flops > 0
 
 

@@ -13,7 +13,6 @@ import pandas as pd
 import yaml
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import spearmanr
 
 from edition.tables import styled
 
@@ -253,6 +252,8 @@ def hunchback(heads: np.ndarray) -> float:
 
 def trend(heads: np.ndarray) -> float:
     """Spearman's correlation of layer means with depth; heads: [l] or [l h]. Zero where nothing changes."""
+    from scipy.stats import spearmanr  # takes a second to import
+
     values = _by_depth(heads)
     values = values.reshape(len(values), -1).mean(1)
     return 0.0 if np.ptp(values) == 0 else float(spearmanr(range(len(values)), values).statistic)

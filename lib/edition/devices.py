@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 
@@ -20,11 +19,12 @@ def one_gpu(device: str) -> Iterator[None]:
     Does nothing for other devices ("cpu", "cuda:1"), and where only one GPU is visible, as in a cluster job. Call it
     before this process uses CUDA.
     """
-    if device != "cuda" or torch.cuda.device_count() < 2:
+    count = _count() if device == "cuda" else 0
+    if count < 2:
         yield
         return
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = before.split(",") if before else [str(i) for i in range(torch.cuda.device_count())]
+    names = before.split(",") if before else [str(i) for i in range(count)]
     locks = {name: FileLock(Path(tempfile.gettempdir()) / f"residual-{os.getuid()}-gpu-{name}.lock") for name in names}
     while (free := next((name for name in names if _acquired(locks[name])), None)) is None:
         time.sleep(1)
@@ -37,6 +37,12 @@ def one_gpu(device: str) -> Iterator[None]:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _count() -> int:
+    import torch  # takes seconds
+
+    return torch.cuda.device_count()
 
 
 def _acquired(lock: FileLock) -> bool:

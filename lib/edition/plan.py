@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -16,24 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from edition.devices import one_gpu
 from edition.downloads import data_cached, weights_cached
-from edition.inputs import Extraction, encoder_for, extractions
+from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, extractions
 from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
 from residual.data.dataset import load_dataset
 from residual.data.hub.catalogue import catalogue
 from residual.data.names import is_embedded, split_task
-from residual.encoders.encoder import load_encoder
-from residual.encoders.names import needs_no_hub
+from residual.encoders.encoder import Encoder, load_encoder
+from residual.encoders.names import SHIPPED, needs_no_hub, split_tag
 from residual.extraction import DTYPES, SHARD
 from residual.store import read_manifest
 from residual.training import EPOCHS
 from residual.units import trace
-
-COUNTED = 4  # images whose FLOPs are counted
 
 
 def jobs_by_chapter(profile: Path) -> dict[str, list[Extraction]]:
@@ -58,46 +59,56 @@ def run_job(job: Extraction, *, device: str, workers: int, part: tuple[int, int]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of an encoder: floating-point operations and bytes of coordinates per image; bytes of moments per shard."""
+    """Of an encoder: floating-point operations, bytes of coordinates and of outputs per image; moments per shard."""
 
     flops: float
     coordinates: int
+    outputs: int
     moments: int
     weights: int
 
 
-@functools.cache
-def encoder_cost(name: str) -> Cost | None:
-    """Counted on the encoder with random weights; None for one whose configuration is not available."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+def _untrained(name: str, side: int, device: str = "cpu") -> tuple[Encoder, Tensor] | None:
+    """An encoder with random weights, and a picture as it reads it [1 3 h w]; None without its configuration."""
     try:
-        encoder = load_encoder(name.partition("@")[0], False)
+        encoder = encoder_for(split_tag(name)[0], side, pretrained=False, device=device)
     except (RuntimeError, OSError):
         return None
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        trace(encoder, torch.zeros(COUNTED, 3, *encoder.tower.image_size, dtype=torch.uint8))
+    return encoder, encoder.preprocess(Image.new("RGB", (side, side)))[None].to(device)
+
+
+@functools.cache
+def encoder_cost(name: str, side: int = SHIPPED_SIDE) -> Cost | None:
+    """Counted on the encoder with random weights; None where `_untrained` is."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if not (loaded := _untrained(name, side)):
+        return None
+    encoder, pixels = loaded
+    with FlopCounterMode(display=False) as counter:
+        trace(encoder, pixels)
     heads, k, d = encoder.layers * encoder.heads, encoder.head_width + 2, encoder.output_dim
     return Cost(
-        counter.get_total_flops() / COUNTED,
-        4 * (heads * k + (encoder.layers + 2) * d),
+        counter.get_total_flops(),
+        4 * (heads * k + (encoder.layers + 1) * d),
+        4 * d,
         8 * (heads * k * (k + 1) + (encoder.layers + 2) * d * (d + 1)),
         4 * sum(p.numel() for p in encoder.model.parameters()),
     )
 
 
 @functools.cache
-def measured_speed(device: str, precision: str = "float32") -> float:
-    """Floating-point operations a second of tracing ViT-B/16 on a device, at the batch that the chapters use."""
-    encoder = load_encoder("OpenCLIP-B", False, device=device)
-    pixels = torch.randn(8 if device == "cpu" else 128, 3, *encoder.tower.image_size)
-    with torch.no_grad(), torch.autocast(encoder.device.type, DTYPES[precision], enabled=precision != "float32"):
-        trace(encoder, pixels).output.sum().item()
-        start, runs = time.monotonic(), 0
-        while runs < 3 or time.monotonic() - start < 1:
+def measured_speed(name: str, side: int, device: str, batch: int, precision: str) -> float:
+    """Floating-point operations a second of tracing, the median of some passes of the encoder with random weights."""
+    encoder, pixels = _untrained(name, side, device)
+    pixels, *_ = encoder.cached_parts(pixels.expand(batch, -1, -1, -1))
+    seconds: list[float] = []
+    while len(seconds) < 3 or sum(seconds) < 1:
+        start = time.monotonic()
+        with torch.autocast(encoder.device.type, DTYPES[precision], enabled=precision != "float32"):
             trace(encoder, pixels).output.sum().item()
-            runs += 1
-    return runs * len(pixels) * encoder_cost("OpenCLIP-B").flops / (time.monotonic() - start)
+        seconds.append(time.monotonic() - start)
+    return len(pixels) * encoder_cost(name, side).flops / statistics.median(seconds)
 
 
 def finished(root: Path) -> set[tuple[str, str, str, int, bool, bool]]:
@@ -112,27 +123,46 @@ def finished(root: Path) -> set[tuple[str, str, str, int, bool, bool]]:
     }  # fmt: skip
 
 
-def plan(profile: Path, speed: Callable[[str], float]) -> dict[str, Any]:
-    """Every job with what it costs, and the sums. speed: floating-point operations a second in a precision.
+def plan(profile: Path, speed: Callable[[Extraction], float]) -> dict[str, Any]:
+    """Every job with what it costs, and the sums. speed: floating-point operations a second of a job.
 
     Where an unknown set or encoder must be downloaded first, the costs of the job are None.
     """
     units, wanted = project_root() / "_build/units", jobs(profile)
     there = finished(units)
-    rows = [_row(job, there, units, speed) for job in wanted]
-    about = {"jobs": rows, "downloads": _downloads(wanted), "speed": speed(wanted[0].precision)}
-    return about | _tuning(profile)
+    rows = [job_cost(job, speed) | {"done": _done(job, there, units)} for job in wanted]
+    return {"jobs": rows, "downloads": _downloads(wanted)} | _tuning(profile, speed)
 
 
-def _row(job: Extraction, there: set[tuple], units: Path, speed: Callable[[str], float]) -> dict[str, Any]:
-    cost, count = encoder_cost(job.encoder), job.count()
+def _as_read(job: Extraction) -> tuple[str, int]:
+    """The name of a job's encoder, and the side of its images where that is the job's choice."""
+    name = split_tag(job.encoder)[0]
+    return name, job.size if name == SHIPPED else SHIPPED_SIDE
+
+
+def _cost(job: Extraction) -> Cost | None:
+    return encoder_cost(*_as_read(job))
+
+
+def speed_of(job: Extraction, device: str) -> float:
+    """Floating-point operations a second that a device sustains on a job."""
+    return measured_speed(*_as_read(job), device, job.batch, job.precision)
+
+
+def job_cost(job: Extraction, speed: Callable[[Extraction], float]) -> dict[str, Any]:
+    """Images, floating-point operations, hours and bytes of a job; None for what is not known without its data."""
+    cost, count = _cost(job), job.count()
     row = {"job": job.name, "images": count, "flops": None, "hours": None, "bytes": None}
     if count is not None and cost is not None:
         shards = -(-count // SHARD)
-        row |= {"flops": count * cost.flops, "hours": count * cost.flops / speed(job.precision) / 3600}
-        row["bytes"] = count * cost.coordinates * job.coordinates + shards * cost.moments
-    about = job.encoder, job.dataset, job.split, count, job.coordinates, job.precision == "float32"
-    return row | {"done": (units / "jobs" / job.name).is_file() or about in there}
+        row |= {"flops": count * cost.flops, "hours": count * cost.flops / speed(job) / 3600}
+        row["bytes"] = count * (cost.coordinates * job.coordinates + cost.outputs) + shards * cost.moments
+    return row
+
+
+def _done(job: Extraction, there: set[tuple], units: Path) -> bool:
+    about = job.encoder, job.dataset, job.split, job.count(), job.coordinates, job.precision == "float32"
+    return (units / "jobs" / job.name).is_file() or about in there
 
 
 def _downloads(wanted: list[Extraction]) -> dict[str, dict[str, Any]]:
@@ -185,8 +215,8 @@ def _table(result: dict[str, Any]) -> str:
         *(_download_line(name, item) for name, item in downloads.items()), "",
         f"{len(rows)} extractions, {len(rows) - len(left) - unknown} of them there"
         + (f", {unknown} of unknown size" if unknown else ""),
-        f"to do: {sums['images']:,} images, {sums['flops'] / 1e15:,.1f} PFLOP, about {sums['hours']:,.1f} hours at "
-        f"{result['speed'] / 1e12:.2f} TFLOP/s, one after the other",
+        f"to do: {sums['images']:,} images, {sums['flops'] / 1e15:,.1f} PFLOP, about {sums['hours']:,.1f} hours, one "
+        "after the other",
         f"to download: {fetched / 1e9:,.1f} GB, {on_disk / 1e9:,.1f} GB on disk, as `datasets` keeps two copies",
         f"to store: {sums['bytes'] / 1e9:,.1f} GB of units; free here: {free / 1e9:,.1f} GB",
         *_tuning_line(result),
@@ -200,11 +230,11 @@ def _tuning_line(result: dict[str, Any]) -> list[str]:
         return []
     return [
         f"fine-tuning all {result['pairs']} pairs (-p finetune '[all]' of alignment, not counted here): if none stops "
-        f"early, about {result['tuning'] / 1e15:,.1f} PFLOP, {result['tuning'] / result['speed'] / 3600:,.1f} hours"
+        f"early, about {result['tuning'] / 1e15:,.1f} PFLOP, {result['tuning_hours']:,.1f} hours"
     ]
 
 
-def _tuning(profile: Path) -> dict[str, Any]:
+def _tuning(profile: Path, speed: Callable) -> dict[str, Any]:
     """The pairs of encoder and task of a profile, and the operations of fine-tuning each for as long as is allowed.
 
     A step is three forward passes; the search for a rate, 100 steps long, and validation are left out.
@@ -212,11 +242,10 @@ def _tuning(profile: Path) -> dict[str, Any]:
     p = chapter_parameters("alignment", profile)
     training = {(job.encoder, job.dataset): job for job in extractions("alignment", p, profile) if job.split == "train"}
     pairs = [training[encoder, split_task(task)[0]] for encoder, task in product(p["encoders"], p["tasks"])]
-    costs = ((encoder_cost(job.encoder), job.count()) for job in pairs)
-    return {
-        "pairs": len(pairs),
-        "tuning": sum(3 * EPOCHS * count * cost.flops for cost, count in costs if cost and count),
-    }
+    known = [(job, cost) for job in pairs if (cost := _cost(job)) and job.count()]
+    flops = [(job, 3 * EPOCHS * job.count() * cost.flops) for job, cost in known]
+    hours = sum(needed / speed(job) for job, needed in flops) / 3600
+    return {"pairs": len(pairs), "tuning": sum(needed for _, needed in flops), "tuning_hours": hours}
 
 
 def _job_line(row: dict[str, Any]) -> str:
@@ -265,7 +294,7 @@ def _carry_out(args: argparse.Namespace) -> None:
         print("\n".join(known))
     else:
         flops = args.tflops and args.tflops * 1e12
-        result = plan(path, lambda precision: flops or measured_speed(args.device, precision))
+        result = plan(path, lambda job: flops or speed_of(job, args.device))
         print(json.dumps(result, indent=2) if args.json else _table(result))
 
 

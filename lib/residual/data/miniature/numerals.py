@@ -8,7 +8,6 @@ from pathlib import Path
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from residual.data.miniature.emoji import SPRITE
 
@@ -22,6 +21,8 @@ FONTS = (  # shipped with matplotlib; each has a shape of its own for the numera
 
 
 def draw_numeral(font: str, digit: str, beside: tuple[str, str], ink: tuple[int, int, int]) -> UInt8[Tensor, "4 72 72"]:
+    from torchvision.transforms.functional import pil_to_tensor  # takes a second to import
+
     face = _font(font)
     image = Image.new("RGBA", (SPRITE, SPRITE), (*ink, 0))
     draw = ImageDraw.Draw(image)
