@@ -1,6 +1,6 @@
 """Accuracy of full fine-tuning for every pair of encoder and task: `python benchmarks/finetuning.py --device cuda`.
 
-As in the chapter on alignment with the profile `mini`, which fine-tunes one pair, as each takes minutes on a CPU.
+As in the chapter on alignment with the profile `mini`, which fine-tunes none, as each takes minutes on a CPU.
 Writes finetuning.csv, a row for each pair as soon as it is done: model, dataset, images, seed, accuracy,
 accuracy_se, validation, params, epochs, rate, seconds. Pairs that it holds already are left out, so an interrupted
 run goes on.
