@@ -134,6 +134,7 @@ selection: &tasks {profile: few, encoders: [mini-openclip], dataset: digits, tas
 alignment: {<<: *tasks, finetune: [], seeds: 1}
 learned: *tasks
 class_means: *tasks
+zoo: {profile: few, encoders: [mini-openclip], controls: [], tasks: [digits], images: 300}
 text_and_code: *tasks
 playground: *tasks
 """
