@@ -150,7 +150,6 @@ def test_chapters_find_every_unit_that_the_jobs_made(project, monkeypatch):
         run = Chapter(chapter, chapter_parameters(chapter, profile))
         read = {run.units(run.encoder(job.encoder), job.dataset, job.split).folder.name for job in needed}
         assert read <= before
-        assert len(read) == len(needed)
     assert {path.name for path in units.glob("*--*")} == before
 
 

@@ -83,7 +83,7 @@ class Extraction:
         return extract(encoder, data, coordinates=kept, **common, **options)
 
 
-def extractions(chapter: str, parameters: dict[str, Any], profile: Path | None) -> list[Extraction]:
+def extractions(chapter: str, parameters: dict[str, Any], profile: Path | None = None) -> list[Extraction]:
     """Every extraction that a chapter reads with these parameters, once.
 
     profile: where any of its chapters needs coordinates of the same images, they are kept for all.

@@ -89,7 +89,7 @@ def encoder_cost(name: str, side: int = SHIPPED_SIDE) -> Cost | None:
         trace(encoder, pixels)
     heads, k, d = encoder.layers * encoder.heads, encoder.head_width + 2, encoder.output_dim
     return Cost(
-        counter.get_total_flops(),
+        float(counter.get_total_flops()),
         4 * (heads * k + (encoder.layers + 1) * d),
         4 * d,
         8 * (heads * k * (k + 1) + (encoder.layers + 2) * d * (d + 1)),
