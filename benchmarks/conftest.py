@@ -32,8 +32,10 @@ def pytest_terminal_summary(terminalreporter, config):
             f"{about['what']}{images}, against {about['against']}"
         )
     if path := config.getoption("table"):
-        names = ["what", "against", "images", "seconds", "other_seconds"]
-        pd.DataFrame(rows, columns=names).to_csv(path, index=False, float_format="%.4g")
+        table = pd.DataFrame(rows, columns=["what", "against", "images", "seconds", "other_seconds"])
+        if path.is_file():  # comparisons that were not made again stay
+            table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["what", "against", "images"], keep="last")
+        table.to_csv(path, index=False, float_format="%.4g")
         path.with_suffix(".json").write_text(json.dumps(machine(), indent=2) + "\n")
 
 

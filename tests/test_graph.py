@@ -115,7 +115,8 @@ def test_a_dry_run_lists_every_job_of_the_paper(project):
 
 def test_costs_are_those_of_the_encoder():
     cost = plan.encoder_cost("OpenCLIP-B")
-    assert cost.flops == pytest.approx(2 * 17.6e9, rel=0.1)  # ViT-B/16 is 17.6 GMAC
+    # ViT-B/16 is 17.6 GMAC; the last of 12 blocks computes the class token alone, but for its keys and values.
+    assert cost.flops == pytest.approx(2 * 17.6e9 * (11 + 1 / 6) / 12, rel=0.05)
     assert (cost.coordinates, cost.outputs) == (4 * (144 * 66 + 13 * 512), 4 * 512)
     assert plan.encoder_cost("mini-openclip").flops > 0
 
@@ -169,11 +170,14 @@ def recorded(units):
     }  # fmt: skip
 
 
-def test_killed_at_any_point_only_what_is_missing_is_done_and_moments_are_the_same(project):
+def test_killed_at_any_point_only_what_is_missing_is_done_and_moments_are_the_same(project, monkeypatch):
     whole = project.with_name("whole")
     shutil.copytree(project, whole, symlinks=True)
-    targets = [f"_build/units/jobs/{job.name}" for job in jobs(project / "profiles/few.yml")[:5]]
-    assert snake(whole, *targets).returncode == 0
+    monkeypatch.chdir(whole)
+    some = jobs(project / "profiles/few.yml")[:4]
+    for job in some:
+        plan.run_job(job, device="cpu", workers=0, part=None, compiled=False)
+    targets = [f"_build/units/jobs/{job.name}" for job in some]
     generator, units = random.Random(0), project / "_build/units"
     for _ in range(2):
         command = [*SNAKEMAKE, "--config", "profile=few", "units=1", "--", *targets]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -97,6 +98,7 @@ class CodeCell:
     line: int
 
 
+@functools.lru_cache(maxsize=64)
 def code_cells(text: str) -> list[CodeCell]:
     """The code of a page as Jupytext reads it, in a hundredth of the time: to import Jupytext takes a second."""
     cells = []

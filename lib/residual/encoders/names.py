@@ -74,7 +74,7 @@ def shipped_folder() -> Path:
 
 def has_shipped_weights() -> bool:
     """Whether the package is installed, or its weights were converted before. Does not import it."""
-    return (shipped_folder() / "config.json").is_file() or find_spec(PACKAGE) is not None
+    return find_spec(PACKAGE) is not None or (shipped_folder() / "config.json").is_file()
 
 
 def split_tag(name: str) -> tuple[str, str]:
