@@ -65,8 +65,9 @@ lab: $(VENV)/.installed  ## edit chapters in JupyterLab
 chapter: $(VENV)/.installed  ## run one chapter (CHAPTER=dimension ARGS="-p images 2000")
 	@$(BIN)/python -m edition.run "$(CHAPTER)" --profile "$(PROFILE)" $(ARGS)
 
-bench: $(VENV)/.installed  ## speed and memory, against the naive way and other libraries in the same run
-	@test -d _build/peers || { $(PYTHON) -m venv _build/peers && _build/peers/bin/pip install --quiet $(PEERS); }
+bench: $(VENV)/.installed  ## measure speed and memory against other ways, into book/measured
+	@test -f _build/peers/.installed || { $(PYTHON) -m venv _build/peers && _build/peers/bin/pip install --quiet $(PEERS) \
+		&& touch _build/peers/.installed; } || { rm -rf _build/peers; echo "Other libraries could not be installed, and are left out."; }
 	OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds --table book/measured/speed.csv $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --table book/measured/memory.csv
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py --table book/measured/plan.csv

@@ -31,19 +31,18 @@ def pytest_terminal_summary(terminalreporter, config):
             f"{other / ours:8.2f} ({ours / other:.3f} of the time)  {seconds}  "
             f"{about['what']}{images}, against {about['against']}"
         )
-    if path := config.getoption("table"):
+    path = config.getoption("table")
+    if path and not config.getoption("keyword"):  # a part would leave the others out
         table = pd.DataFrame(rows, columns=["what", "against", "images", "seconds", "other_seconds"])
-        if path.is_file():  # comparisons that were not made again stay
-            table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["what", "against", "images"], keep="last")
         table.to_csv(path, index=False, float_format="%.4g")
         path.with_suffix(".json").write_text(json.dumps(machine(), indent=2) + "\n")
 
 
 def machine():
     """What the numbers were measured on."""
-    models = [
-        line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    models = [line.partition(": ")[2] for line in lines if "model name" in line]
     facts = {
         "processor": " ".join(models[0].split()) if models else platform.machine(),
         "threads": torch.get_num_threads(),

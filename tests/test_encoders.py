@@ -11,7 +11,9 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from conftest import TOWERS, pixels_of
-from residual import UnsupportedArchitectureError, load_encoder
+from residual import UnsupportedArchitectureError, load_encoder, trace
+from residual.encoders import encoder as encoders
+from residual.extraction import pixels_for
 
 KINDS = {"blip": hf.BlipForImageTextRetrieval, "dinov2": hf.Dinov2Model, "clip": hf.CLIPModel}
 
@@ -188,3 +190,29 @@ def test_a_folder_may_have_an_at_in_its_name(folders, tmp_path):
 @pytest.mark.parametrize("name", ["CLIP-B", "DINOv2-B", "ViT-B", "BLIP-B"])
 def test_real_weights_load(name):
     assert load_encoder(name).layers == 12
+
+
+def test_a_batch_in_parts_is_the_batch_at_once(encoder, monkeypatch):
+    pixels = pixels_of(encoder, 5)
+    whole, units = encoder.encode_image(pixels), trace(encoder, pixels)
+    monkeypatch.setattr(encoders, "CACHED", 40)  # two images of 17 tokens
+    assert [len(part) for part in encoder.cached_parts(pixels)] == [2, 2, 1]
+    torch.testing.assert_close(encoder.encode_image(pixels), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trace(encoder, pixels).total(), units.total(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="n > 0"):
+        encoder.encode_image(pixels[:0])
+
+
+def test_an_encoder_reads_images_of_another_size_as_they_are(folders):
+    encoder = load_encoder(str(folders / "dinov2"), pretrained=False)
+    smaller = encoder.at_size(16)
+    raw = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    assert pixels_for(smaller, raw) is raw
+    assert smaller.preprocess(to_pil_image(raw[0])).shape == (3, 16, 16)
+    assert smaller.with_model(smaller.model).tower.image_size == (16, 16)
+    assert len({smaller.preprocessing_hash(), encoder.preprocessing_hash()}) == 2
+    units = trace(smaller, raw)
+    torch.testing.assert_close(units.total(), units.output, rtol=1e-4, atol=1e-4)
+    for wrong, side in ((encoder, 4), (load_encoder(str(folders / "vit"), pretrained=False), 16)):
+        with pytest.raises(ValueError, match=f"does not take images of {side} x {side} pixels"):
+            wrong.at_size(side)

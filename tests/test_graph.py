@@ -114,11 +114,11 @@ def test_a_dry_run_lists_every_job_of_the_paper(project):
 
 
 def test_costs_are_those_of_the_encoder():
-    cost = plan.encoder_cost("OpenCLIP-B")
+    cost = plan.encoder_cost("OpenCLIP-B", 112)
     # ViT-B/16 is 17.6 GMAC; the last of 12 blocks computes the class token alone, but for its keys and values.
     assert cost.flops == pytest.approx(2 * 17.6e9 * (11 + 1 / 6) / 12, rel=0.05)
     assert (cost.coordinates, cost.outputs) == (4 * (144 * 66 + 13 * 512), 4 * 512)
-    assert plan.encoder_cost("mini-openclip").flops > 0
+    assert plan.encoder_cost("mini-openclip", 112).flops > 0
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,7 @@ def test_chapters_find_every_unit_that_the_jobs_made(project, monkeypatch):
     assert {path.name for path in units.glob("*--*")} == before
 
 
-def test_an_encoder_encodes_the_images_of_a_split_once(project, monkeypatch):
-    """Chapters of a profile share what they extract of tasks."""
+def test_where_one_chapter_needs_coordinates_no_other_extracts_without(project, monkeypatch):
     monkeypatch.chdir(project)
     for name in ("few", "mini", "paper"):
         wanted = jobs(project / f"profiles/{name}.yml")

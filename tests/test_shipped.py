@@ -95,7 +95,7 @@ def test_a_set_drawn_larger_shows_the_same_scenes(name):
 
 
 @installed
-def test_chapters_give_it_fewer_images_of_its_own_size():
+def test_chapters_give_it_fewer_and_larger_images():
     parameters = chapter_parameters("similarity", MINI_PROFILE)
     ours, others = [], []
     for extraction in extractions("similarity", parameters, MINI_PROFILE):

@@ -92,9 +92,8 @@ def training_row(
 
 def finetuning_row(tasks: Tasks, encoder: Encoder, task: str) -> tuple:
     """A row of ALIGNMENT for full fine-tuning."""
-    parts = tasks.run.task(task)
-    images, labels = ({split: part[i] for split, part in parts.items()} for i in (0, 1))
-    images = {split: data.images for split, data in images.items()}
+    name, labels = split_task(task)[0], tasks.run.labels(encoder, task)
+    images = {split: tasks.run.data(name, split, encoder.name).images for split in labels}
     classes = tasks.classes[encoder.name, task]
     return (
         "FT",

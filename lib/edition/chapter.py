@@ -60,7 +60,7 @@ class Chapter:
         if self.left_out:
             print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
-        self._checked: dict[Extraction, Path] = {}  # and the folders of their units
+        self._checked: dict[Extraction, Path] = {}  # -> the folder of its units
         set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
         # Text of figures stays text, which can be read and searched; each names the fonts it may have.
         fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}

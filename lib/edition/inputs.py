@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edition.pages import project_root
+from edition.pages import ParameterError, chapters, project_root
 from edition.parameters import chapter_parameters
 from residual.alignment import Bases, component_scores
 from residual.data.dataset import Dataset, load_dataset
@@ -44,7 +44,7 @@ def encoder_for(name: str, side: int = SHIPPED_SIDE, **options: Any) -> Encoder:
 class Extraction:
     """An encoder on a split of a data set. images: at most so many. balanced: over classes.
 
-    coordinates: whether they are needed, or moments alone. size: pixels a side of images that are drawn.
+    coordinates: whether they are kept, beside moments and outputs. size: pixels a side of images that are drawn.
     """
 
     encoder: str
@@ -100,9 +100,12 @@ def _read(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
 
 @functools.cache
 def _coordinates_of(profile: Path) -> frozenset[Extraction]:
-    """The extractions of which some chapter of a profile needs coordinates."""
-    read = (_read(chapter, chapter_parameters(chapter, profile)) for chapter in _EXTRACTIONS)
-    return frozenset(e for of_chapter in read for e in of_chapter if e.coordinates)
+    """The extractions of which some chapter of a profile needs coordinates; one with wrong parameters will say so."""
+    found: set[Extraction] = set()
+    for chapter in chapters():
+        with suppress(ParameterError):
+            found |= {e for e in _read(chapter, chapter_parameters(chapter, profile)) if e.coordinates}
+    return frozenset(found)
 
 
 def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, images: int, **more: bool) -> Extraction:

@@ -30,7 +30,7 @@ from residual.data.dataset import load_dataset
 from residual.data.hub.catalogue import catalogue
 from residual.data.names import is_embedded, split_task
 from residual.encoders.encoder import Encoder, load_encoder
-from residual.encoders.names import SHIPPED, needs_no_hub, split_tag
+from residual.encoders.names import EMBEDDED, SHIPPED, needs_no_hub, split_tag
 from residual.extraction import DTYPES, SHARD
 from residual.store import read_manifest
 from residual.training import EPOCHS
@@ -38,9 +38,12 @@ from residual.units import trace
 
 
 def jobs_by_chapter(profile: Path) -> dict[str, list[Extraction]]:
-    """The extractions of each chapter of a profile."""
+    """The extractions of each chapter of a profile. Beside a hub's encoders, embedded ones are left to the chapters."""
     wanted = {chapter: extractions(chapter, chapter_parameters(chapter, profile), profile) for chapter in chapters()}
-    return {chapter: needed for chapter, needed in wanted.items() if needed}
+    remote = {job for needed in wanted.values() for job in needed if split_tag(job.encoder)[0] not in EMBEDDED}
+    large = remote if any(not needs_no_hub(job.encoder) for job in remote) else None
+    kept = {chapter: [job for job in needed if large is None or job in large] for chapter, needed in wanted.items()}
+    return {chapter: needed for chapter, needed in kept.items() if needed}
 
 
 def jobs(profile: Path) -> list[Extraction]:
@@ -68,6 +71,7 @@ class Cost:
     weights: int
 
 
+@functools.lru_cache(maxsize=1)
 def _untrained(name: str, side: int, device: str = "cpu") -> tuple[Encoder, Tensor] | None:
     """An encoder with random weights, and a picture as it reads it [1 3 h w]; None without its configuration."""
     try:
@@ -78,7 +82,7 @@ def _untrained(name: str, side: int, device: str = "cpu") -> tuple[Encoder, Tens
 
 
 @functools.cache
-def encoder_cost(name: str, side: int = SHIPPED_SIDE) -> Cost | None:
+def encoder_cost(name: str, side: int) -> Cost | None:
     """Counted on the encoder with random weights; None where `_untrained` is."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,7 +168,8 @@ def job_cost(job: Extraction, speed: Callable[[Extraction], float]) -> dict[str,
 
 def _done(job: Extraction, there: set[tuple], units: Path) -> bool:
     about = job.encoder, job.dataset, job.split, job.count(), job.coordinates, job.precision == "float32"
-    return (units / "jobs" / job.name).is_file() or about in there
+    sized = split_tag(job.encoder)[0] == SHIPPED  # a manifest does not tell the size of its images
+    return (units / "jobs" / job.name).is_file() or (about in there and not sized)
 
 
 def _downloads(wanted: list[Extraction]) -> dict[str, dict[str, Any]]:
@@ -182,7 +187,7 @@ def _data_download(name: str) -> dict[str, Any]:
 
 
 def _weights_download(name: str) -> dict[str, Any]:
-    cost = encoder_cost(name)
+    cost = encoder_cost(split_tag(name)[0], SHIPPED_SIDE)
     size = cost.weights if cost else None
     return {"bytes": size, "kept": size, "gated": False, "there": weights_cached(name)}
 

@@ -1,4 +1,4 @@
-"""What an extraction leaves on disk: shards of moments and coordinates under a manifest.
+"""What an extraction leaves on disk: shards of moments, outputs, labels and coordinates under a manifest.
 
 Every file is written beside its place and then moved there, and the manifest holds the checksum of each. If a run is
 interrupted, the next one resumes after the last complete shard.

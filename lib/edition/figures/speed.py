@@ -24,6 +24,7 @@ def speed_ratios(table: pd.DataFrame) -> Axes:
     ax.set(xscale="log", xlabel="time of the other way over ours", yticks=range(len(table)))
     ax.set_yticklabels(names, size=8)
     ax.set_xlim(right=3 * table["ratio"].max())
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.invert_yaxis()
     return ax
 
@@ -39,5 +40,7 @@ def growth(tables: dict[str, pd.DataFrame]) -> list[Axes]:
             colour, style = sns.color_palette("colorblind")[index], ("-", "--", "-.", ":")[index % 4]
             ax.plot(rows["images"], rows["cost"], style, color=colour, marker=MARKERS[index], ms=5, label=what)
         ax.set(xscale="log", yscale="log", xlabel="images", ylabel=label)
+        ax.xaxis.set_major_formatter("{x:,g}")
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=8)
     return list(axes.flat)

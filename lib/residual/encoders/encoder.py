@@ -21,7 +21,9 @@ from residual.encoders.towers import Loaded, Tower
 from residual.encoders.weights import check_values
 from residual.files import tensor_bytes
 
-CACHED = 2_000  # tokens that an encoder takes at once on a CPU, by `benchmarks/batches.py`
+CACHED = (
+    2_000  # tokens at once on a CPU; a tenth less time for larger encoders (test_parts in benchmarks/test_speed.py)
+)
 ENCODED: Counter[str] = Counter()  # images that each encoder has encoded in this process
 log = logging.getLogger(__name__)
 
@@ -142,7 +144,7 @@ class Encoder(Loaded):
     def at_size(self, side: int) -> Encoder:
         """The same encoder for images of so many pixels a side, to which `preprocess` then brings them.
 
-        Raises ValueError where the tower takes images of one size only, or larger ones.
+        Raises ValueError for a tower that takes one size only, and for fewer pixels than its smallest image has.
         """
         smallest = self.tower.smallest
         if self.tower.image_size == (side, side):
@@ -157,7 +159,8 @@ class Encoder(Loaded):
 
     def with_model(self, model: nn.Module) -> Encoder:
         """The same encoder with another model of the same class."""
-        return replace(self, model=model, tower=self.read_tower(model, self.name))
+        tower = replace(self.read_tower(model, self.name), image_size=self.tower.image_size)
+        return replace(self, model=model, tower=tower)
 
     def compile(self) -> None:
         """Compile the blocks' MLPs, which take most of the time, with `torch.compile`; units change by rounding."""
@@ -165,10 +168,10 @@ class Encoder(Loaded):
             block.mlp.compile()
 
     def preprocessing_hash(self) -> str:
-        """SHA-256 of one picture after `preprocess`, and of mean and std."""
+        """SHA-256 of one picture after `preprocess`, of mean and std, and of the size that is read as it is."""
         ramp = (torch.arange(90 * 70 * 3, dtype=torch.int64).square() % 251).to(torch.uint8).view(90, 70, 3)
         pixels = self.preprocess(fromarray(ramp.numpy())).mul(1000).round()  # not the last digits of a resize
-        digest = hashlib.sha256(repr((self.mean, self.std, tuple(pixels.shape))).encode())
+        digest = hashlib.sha256(repr((self.mean, self.std, self.tower.image_size, tuple(pixels.shape))).encode())
         digest.update(tensor_bytes(pixels.to(torch.int32)))
         return digest.hexdigest()
 
