@@ -8,6 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 MARKERS = "osD^vP"
+TICKS = (1000, 5000, 20_000, 80_000)  # images
 
 
 def speed_ratios(table: pd.DataFrame) -> Axes:
@@ -40,7 +41,9 @@ def growth(tables: dict[str, pd.DataFrame]) -> list[Axes]:
             colour, style = sns.color_palette("colorblind")[index], ("-", "--", "-.", ":")[index % 4]
             ax.plot(rows["images"], rows["cost"], style, color=colour, marker=MARKERS[index], ms=5, label=what)
         ax.set(xscale="log", yscale="log", xlabel="images", ylabel=label)
+        ax.set_xticks([n for n in TICKS if table["images"].min() <= n <= table["images"].max()])
         ax.xaxis.set_major_formatter("{x:,g}")
+        ax.xaxis.set_minor_formatter("")
         ax.yaxis.set_major_formatter("{x:g}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=8)
     return list(axes.flat)
