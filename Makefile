@@ -46,7 +46,7 @@ units: $(VENV)/.installed  ## extract everything that a profile reads, as jobs (
 	@$(BUILD) --units $(ARGS)
 
 test: $(VENV)/.installed check  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --durations 10 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
 check: $(VENV)/.installed  ## style, the rooms' imports, dependencies, and pages' references, without changing anything
 	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .

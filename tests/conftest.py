@@ -43,6 +43,14 @@ OPEN_CLIP = {"openclip": {}, "openclip-scaled": {"ls_init_value": 0.3, "no_ln_pr
 FAMILIES = [*TOWERS, *OPEN_CLIP]
 
 
+LONGEST = ("test_site.py", "test_graph.py", "test_rerun.py", "test_hub.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, or one process works on them alone at the end."""
+    items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
+
+
 def shake(encoder: Encoder, seed: int = 0) -> Encoder:
     """Biases, LayerNorm weights and layer scales at random: at initialisation Eq. 1 is too easy."""
     generator = torch.Generator().manual_seed(seed)
