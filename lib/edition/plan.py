@@ -40,10 +40,12 @@ from residual.units import trace
 def jobs_by_chapter(profile: Path) -> dict[str, list[Extraction]]:
     """The extractions of each chapter of a profile. Beside a hub's encoders, embedded ones are left to the chapters."""
     wanted = {chapter: extractions(chapter, chapter_parameters(chapter, profile), profile) for chapter in chapters()}
-    remote = {job for needed in wanted.values() for job in needed if split_tag(job.encoder)[0] not in EMBEDDED}
-    large = remote if any(not needs_no_hub(job.encoder) for job in remote) else None
-    kept = {chapter: [job for job in needed if large is None or job in large] for chapter, needed in wanted.items()}
-    return {chapter: needed for chapter, needed in kept.items() if needed}
+    if not all(needs_no_hub(job.encoder) for needed in wanted.values() for job in needed):
+        wanted = {
+            chapter: [job for job in needed if split_tag(job.encoder)[0] not in EMBEDDED]
+            for chapter, needed in wanted.items()
+        }
+    return {chapter: needed for chapter, needed in wanted.items() if needed}
 
 
 def jobs(profile: Path) -> list[Extraction]:

@@ -219,8 +219,8 @@ class _Remainder:
         self.atoms = dictionary @ basis
         self.products = self.atoms.float() @ samples.float().T
         # Bound on what rounding to single precision does to a score; squares are compared by their roots.
-        norms, self.count = samples.norm(dim=1), max(1, len(samples) - 1)
-        root = {"l1": norms.sum(), "l2": norms.norm(), "variance": norms.norm() / self.count**0.5}[criterion]
+        norms = samples.norm(dim=1)
+        root = norms.sum() if criterion == "l1" else norms.norm()
         self.margin = 64 * torch.finfo(torch.float32).eps * self.atoms.norm(dim=1).max() * root
         self.left = self.length = dictionary.square().sum(1)  # squared, of atoms beside the picked axes, and whole
         self.along = self.atoms.new_empty(len(self.atoms), 0)  # atoms on the picked axes
@@ -249,9 +249,9 @@ class _Remainder:
         self.left[row] = 0
 
     def _score(self, products: Tensor) -> Tensor:
-        """Of inner products [t n]. Squares are given by their roots, which rank the same."""
+        """Of inner products [t n]. Sums of squares, and a variance, are given by roots that rank the same."""
         if self.criterion == "variance":
-            return torch.linalg.vector_norm(products - products.mean(1, keepdim=True), dim=1) / self.count**0.5
+            products = products - products.mean(1, keepdim=True)
         return torch.linalg.vector_norm(products, 1 if self.criterion == "l1" else 2, dim=1)
 
 
