@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import relative_error, shake
+from edition.alignment_rows import _seeded
 from residual import extract, load_encoder, trace
 from residual.alignment import (
     KINDS,
@@ -176,3 +177,14 @@ def test_coordinates_on_disk_train_as_in_memory(stored, tmp_path):
     huge = dataclasses.replace(bases, components=bases.components * 1e6)
     with pytest.raises(ValueError, match=r"overflow torch\.float16"):
         component_scores(stored, huge, tmp_path / "q")
+
+
+def test_the_rate_that_the_first_seed_found_trains_the_others():
+    given = []
+
+    def train(aligner, inputs, **options):
+        given.append(options)
+        return 0.5, 0.1, 0.5, 10, 3, 0.25, 1.0  # accuracy, its error, validation, parameters, epochs, rate, seconds
+
+    assert [aligner for _, aligner, _ in _seeded(train, str, {}, range(3))] == ["0", "1", "2"]
+    assert given == [{"seed": 0}, {"seed": 1, "rate": 0.25}, {"seed": 2, "rate": 0.25}]

@@ -154,11 +154,13 @@ def test_chapters_find_every_unit_that_the_jobs_made(project, monkeypatch):
     assert {path.name for path in units.glob("*--*")} == before
 
 
-def test_where_one_chapter_needs_coordinates_no_other_extracts_without(project, monkeypatch):
+def test_what_one_chapter_extracts_no_other_extracts_in_another_way(project, monkeypatch):
     monkeypatch.chdir(project)
     for name in ("few", "mini", "paper"):
         wanted = jobs(project / f"profiles/{name}.yml")
         assert len({replace(job, coordinates=False) for job in wanted}) == len(wanted)
+    default = jobs(project / "profiles/mini.yml")
+    assert len({replace(job, coordinates=False, balanced=False) for job in default}) == len(default)
 
 
 def recorded(units):

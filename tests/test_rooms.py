@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from residual.files import cache_key, code_key
+from residual.tensors import cache_key, code_key
 
 HEAVY = {"transformers", "open_clip", "datasets", "sklearn", "skimage", "matplotlib", "pandas"}
 
@@ -59,7 +59,7 @@ SOURCES = {
 
 
 def test_a_code_key_changes_with_what_code_does_and_not_with_its_docstrings(monkeypatch):
-    monkeypatch.setattr("residual.files.inspect.getsource", lambda part: part.source)
+    monkeypatch.setattr("residual.tensors.inspect.getsource", lambda part: part.source)
     keys = {name: code_key.__wrapped__(function(source)) for name, source in SOURCES.items()}
     assert len({keys[name] for name in ("plain", "documented", "documented otherwise")}) == 1
     assert keys["changed"] != keys["plain"]

@@ -58,6 +58,13 @@ def test_the_rate_found_trains_and_leaves_the_aligner_as_it_was():
         find_rate(aligner, (train[0] * float("nan"), train[1]), CLASSES)
 
 
+def test_a_fall_from_where_a_rate_too_large_had_driven_the_loss_counts_for_nothing(monkeypatch):
+    losses = [2.0, 1.9, 1.5, 1.4, 1.38, 5.0, 5.2, 2.0, 1.37, 1.36, 1.35, 9.0]
+    rates = torch.logspace(-6, 0, len(losses)).double().numpy()
+    monkeypatch.setattr(training, "_range_test", lambda *_: (rates, losses))
+    assert find_rate(LinearAligner(16), hidden_classes(0), CLASSES) in rates[1:4]
+
+
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     train, validation = hidden_classes(0), hidden_classes(1)
     whole, part = LinearAligner(16), LinearAligner(16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -26,6 +26,7 @@ from residual.selection import zero_shot_accuracy
 PARITY = ("an even drawing", "an odd drawing")  # the classes of a task that no unit carries
 TEXT_MEASURES = ("zero_shot", "zero_shot_se", "aligned", "aligned_se")
 ALIGNMENT = ("method", "seed", "accuracy", "accuracy_se", "validation", "params", "epochs", "rate", "seconds")
+RATE = ALIGNMENT.index("rate") - ALIGNMENT.index("accuracy")  # in a row of `training_row`
 
 
 def reading_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[str, float, float]]:
@@ -57,33 +58,43 @@ def aligned_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[st
 def alignment_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple]:
     """Rows of ALIGNMENT for one encoder and task: every method, for each seed (Table 2).
 
-    The first trained ResiDual is saved, for `load_adapter`.
+    The learning rate of a method is found with the first seed. The first trained ResiDual is saved, for `load_adapter`.
     """
     units, labels = tasks.run.task_units(encoder, task)
     seeds, nan = range(tasks.seed, tasks.seed + tasks.run.parameters["seeds"]), float("nan")
     train = partial(training_row, tasks, encoder, tasks.classes[encoder.name, task], labels=labels)
     yield "B", tasks.seed, *tasks.base(encoder, task), nan, 0, 0, nan, nan
     outputs = {split: part.outputs() for split, part in units.items()}
-    for seed in seeds:
-        yield "Lin", seed, *train(tasks.aligner(encoder, None, seed), outputs, seed=seed)
+    for seed, _, row in _seeded(train, partial(tasks.aligner, encoder, None), outputs, seeds):
+        yield "Lin", seed, *row
     bases = {kind: tasks.bases(encoder, kind) for kind in ("RD", "RD*", "RD_Y")}
     bases["RD, own bases"] = alignment.reference_bases(units["train"], "RD", tasks.reading)
     for method, basis in bases.items():
+        repeats = seeds[:1] if method == "RD, own bases" else seeds
         with residual_inputs(units, basis) as scores:
-            for seed in seeds[:1] if method == "RD, own bases" else seeds:
-                yield method, seed, *train(aligner := tasks.aligner(encoder, basis, seed), scores, seed=seed)
+            for seed, aligner, row in _seeded(train, partial(tasks.aligner, encoder, basis), scores, repeats):
+                yield method, seed, *row
                 if (method, seed) == ("RD", tasks.seed):
                     path = tasks.run.folder / adapter_file(encoder.name, task)
                     path.parent.mkdir(exist_ok=True)
                     aligner.save(path, **run_facts(tasks.run, task))
 
 
+def _seeded(train: Callable, make: Callable, inputs: dict, seeds: Iterable[int]) -> Iterator[tuple]:
+    """Seed, aligner and row of `training_row` for each seed, with the learning rate that was found for the first."""
+    found = {}
+    for seed in seeds:
+        row = train(aligner := make(seed), inputs, seed=seed, **found)
+        found = {"rate": row[RATE]}
+        yield seed, aligner, row
+
+
 def training_row(
-    tasks: Tasks, encoder: Encoder, classes: Tensor, aligner: nn.Module, inputs: dict, labels: dict, seed: int
+    tasks: Tasks, encoder: Encoder, classes: Tensor, aligner: nn.Module, inputs: dict, labels: dict, **options: Any
 ) -> tuple:
-    """Fit one aligner: the columns of ALIGNMENT from accuracy on."""
+    """Fit one aligner: the columns of ALIGNMENT from accuracy on. options: of `Tasks.fit`."""
     start = time.monotonic()
-    result = tasks.fit(aligner, encoder, classes, inputs, labels, seed)
+    result = tasks.fit(aligner, encoder, classes, inputs, labels, **options)
     outputs = alignment.transformed(aligner, inputs["test"], workers=tasks.workers)
     accuracy = zero_shot_accuracy(outputs, classes, labels["test"])
     seconds = time.monotonic() - start
@@ -98,7 +109,7 @@ def finetuning_row(tasks: Tasks, encoder: Encoder, task: str) -> tuple:
     return (
         "FT",
         tasks.seed,
-        *training_row(tasks, encoder, classes, alignment.FineTuned(encoder), images, labels, tasks.seed),
+        *training_row(tasks, encoder, classes, alignment.FineTuned(encoder), images, labels, seed=tasks.seed),
     )
 
 
@@ -116,7 +127,7 @@ def parity_rows(tasks: Tasks, encoder: Encoder) -> Iterator[tuple]:
     scores = {split: alignment.component_scores(part, bases) for split, part in units.items()}
     for method, basis, inputs in (("Lin", None, outputs), ("RD", bases, scores)):
         aligner = tasks.aligner(encoder, basis, tasks.seed)
-        yield method, *training_row(tasks, encoder, classes, aligner, inputs, labels, tasks.seed)[:3]
+        yield method, *training_row(tasks, encoder, classes, aligner, inputs, labels, seed=tasks.seed)[:3]
 
 
 def playground_scene(tasks: Tasks, encoder: Encoder, task: str, shown: int) -> tuple[Scene, dict[str, dict[str, Any]]]:

@@ -74,7 +74,7 @@ class Extraction:
         return None if entry is None else min(self.images, entry.counts()[self.split])
 
     def data(self) -> Dataset:
-        return task_split(self.dataset, self.split, self.images, self.seed, balanced=self.balanced, size=self.size)
+        return task_split(self.dataset, self.split, self.images, self.seed, self.balanced, self.size)
 
     def units(self, encoder: Encoder, data: Dataset, **options: Any) -> StoredUnits | None:
         """Extract, unless a chapter or a job has before."""
@@ -113,7 +113,10 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
     options |= {key: p[key] for key in ("seed", "batch", "precision")}
     base = split_tag(encoder)[0]
     if base == SHIPPED:  # fewer, and drawn larger
-        fewer = min(images, p.get("shipped_images", images))
+        most = p.get("shipped_images", images)
+        if dataset != p.get("dataset", dataset):
+            most = split_limit(split, most // 10)
+        fewer = min(images, most)
         return Extraction(encoder, dataset, split, fewer, size=p.get("shipped_side", SHIPPED_SIDE), **options)
     if dataset in NOISE.values() and base not in EMBEDDED:  # enlarged, neighbouring pixels would be alike
         size, count = BLIP_SIDE if base.startswith("BLIP") else SIDE, min(images, ENTRIES[dataset].counts[split])
@@ -133,9 +136,9 @@ def _shapes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
 
 def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     yield _extraction(encoder, p, p["dataset"], p["split"], p["reference_images"])
-    tenth, balanced = p | {"shipped_images": p["shipped_images"] // 10}, p["split"] == "train"  # as in tasks
     for name in other_sets(p):
-        yield _extraction(encoder, tenth, name, p["split"], p["images"], balanced=balanced, coordinates=False)
+        balanced = p["split"] == "train" and name not in NOISE.values()  # as in tasks
+        yield _extraction(encoder, p, name, p["split"], p["images"], balanced=balanced, coordinates=False)
 
 
 def other_sets(p: dict[str, Any]) -> list[str]:
@@ -189,7 +192,7 @@ def split_limit(split: str, images: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def task_split(name: str, split: str, images: int, seed: int, *, balanced: bool = False, size: int = SIZE) -> Dataset:
+def task_split(name: str, split: str, images: int, seed: int, balanced: bool, size: int = SIZE, /) -> Dataset:
     """At most `images` of a data set: the first ones, or balanced over classes. size: of images that are drawn."""
     larger = {} if size == SIZE else {"size": size, "count": images}  # as many as are needed: they take longer to draw
     data = load_dataset(name, split, seed=seed, **larger)
@@ -206,7 +209,7 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
     name, factor = split_task(task)
     parts = {}
     for split in SPLITS:
-        data = task_split(name, split, split_limit(split, images), seed, balanced=split == "train")
+        data = task_split(name, split, split_limit(split, images), seed, split == "train", SIZE)
         parts[split] = data, data.factors[factor].values if factor else data.labels
     data, labels = parts["train"]
     count = len(data.factors[factor].names if factor else data.classes)

@@ -246,7 +246,7 @@ def _tuning_line(result: dict[str, Any]) -> list[str]:
 def _tuning(profile: Path, speed: Callable) -> dict[str, Any]:
     """The pairs of encoder and task of a profile, and the operations of fine-tuning each for as long as is allowed.
 
-    A step is three forward passes; the search for a rate, 100 steps long, and validation are left out.
+    A step is three forward passes; the search for a rate and validation are left out.
     """
     p = chapter_parameters("alignment", profile)
     training = {(job.encoder, job.dataset): job for job in extractions("alignment", p, profile) if job.split == "train"}

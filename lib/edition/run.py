@@ -68,7 +68,8 @@ def run_chapter(
     out = out or project_root() / "_build/reruns" / name / f"{source.stem}.ipynb"
     if cells:
         forget_tables(name, source.stem)
-    from edition.execute import execute_chapter  # papermill and torch take seconds to import
+    sys.modules.setdefault("rfc3987_syntax", None)  # takes a second to import, for a check that no notebook needs
+    from edition.execute import execute_chapter  # takes a second to import, with papermill
 
     execute_chapter(source, out, parameters, cells=cells)
     return out, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -94,15 +95,19 @@ class Tasks:
         return ResiDual(bases, start=start, seed=seed)
 
     def fit(
-        self, aligner: nn.Module, encoder: Encoder, classes: Tensor, inputs: dict, labels: dict, seed: int
+        self, aligner: nn.Module, encoder: Encoder, classes: Tensor, inputs: dict, labels: dict, seed: int, **given: Any
     ) -> alignment.Fit:
-        """Train on the training split, as the reading does, with early stopping on the validation split."""
+        """Train on the training split, as the reading does, with early stopping on the validation split.
+
+        given: the learning rate, where one is.
+        """
+        options = readings.training_options(aligner, text_scale(encoder), self.reading)
         return alignment.fit(
             aligner.to(self.run.parameters["device"]),
             (inputs["train"], labels["train"]),
             (inputs["validation"], labels["validation"]),
             classes,
-            **readings.training_options(aligner, text_scale(encoder), self.reading),
+            **options | given,
             seed=seed,
             checkpoint=self.run.root / "_build/fits",
             workers=self.workers,

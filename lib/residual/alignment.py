@@ -19,9 +19,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from residual.encoders.encoder import Encoder
-from residual.files import DamagedFileError, cache_key, read_tensors, replacing, write_tensors
+from residual.files import replacing
 from residual.selection import READINGS
 from residual.store import StoredUnits
+from residual.tensors import DamagedFileError, cache_key, read_tensors, write_tensors
 from residual.training import FineTuned, Fit, find_rate, fit, parameter_count, transformed
 from residual.units import Unit, Units, head_frames, trace
 

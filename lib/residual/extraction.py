@@ -19,9 +19,10 @@ from residual.data.dataset import Dataset, load_dataset
 from residual.data.images import EncodedImages
 from residual.encoders.encoder import Encoder
 from residual.encoders.names import PRECISIONS
-from residual.files import file_name, locked, write_bytes, write_tensors
+from residual.files import file_name, locked, write_bytes
 from residual.spectrum import Moments
 from residual.store import FRAMES, LAYOUT, MANIFEST, Manifest, Shard, StoredUnits, StoreError, load_units, read_manifest
+from residual.tensors import write_tensors
 from residual.units import Units, head_frames, trace
 
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers")

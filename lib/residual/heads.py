@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from residual import dimension, spectrum, store
 from residual.data.dataset import Factor
 from residual.dimension import FEWEST, pca_dimension, subsampling_error, two_nn
-from residual.files import cache_key, code_key, read_state, write_state
 from residual.pursuit import Pursuit, omp, somp_in_basis, textspan_from_moments
 from residual.spectrum import Moments, isometry, pca_from_moments
 from residual.store import Manifest, StoredUnits
+from residual.tensors import cache_key, code_key, read_state, write_state
 
 RANK = 80  # of the filter of TextSpan's dictionary, in the code of Gandelsman et al.
 BINS = 8  # of equal count, for a factor that is a measure

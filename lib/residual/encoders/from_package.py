@@ -13,7 +13,8 @@ import transformers as hf
 from torch import Tensor
 
 from residual.encoders.names import FILE, INSTALL, PACKAGE, SHA256, SHIPPED, VERSION, shipped_folder
-from residual.files import checksum, locked, write_tensors
+from residual.files import checksum, locked
+from residual.tensors import write_tensors
 
 CONFIG = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}
 OFFLINE = CONFIG | {"model_type": "dinov2"}  # for random weights

