@@ -119,10 +119,10 @@ rule chapter:
         """
 
 
-# The longest chapters first, or the other cores idle while they finish alone; what they cost, last.
+# First what draws the data sets and the longest chapters, or the other cores idle while they finish alone.
 use rule chapter as long_chapter with:
     output:
-        f"_build/runs/{PROFILE}/{{chapter,zoo|selection|alignment}}.ipynb",
+        f"_build/runs/{PROFILE}/{{chapter,data|zoo|selection|dimension|alignment|similarity|class_means|ground_truth|text_and_code}}.ipynb",
     priority: 1
 
 

@@ -160,12 +160,15 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
+def small_project(folder: Path) -> Path:
+    """A copy of the project with a small profile, "few"."""
+    (copy_project(folder) / "profiles/few.yml").write_text(FEW)
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the project with a small profile, "few"."""
-    folder = copy_project(tmp_path / "le projet à moi")
-    (folder / "profiles/few.yml").write_text(FEW)
-    return folder
+    return small_project(tmp_path / "le projet à moi")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import yaml
 from papermill import PapermillExecutionError
 from PIL import Image
 
+from conftest import small_project
 from edition import build, check, keys
 from edition.assemble import assembled, run_command
 from edition.chapter import Chapter
@@ -267,19 +268,30 @@ CHANGES = [  # file, text, in place of which; and the chapters that run again
 ]
 
 
-@pytest.mark.parametrize(("file", "old", "new", "expected"), CHANGES)
-def test_a_change_reruns_what_depends_on_it(project, monkeypatch, file, old, new, expected):
+def keys_of(folder, monkeypatch):
+    """The key of every chapter of a project, in which its own copy of the library counts."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(keys, "LIBRARY", folder / "lib")
+    for cached in (keys._exports, keys._imports_of, keys._file_hash):
+        cached.cache_clear()
+    return {chapter: keys.chapter_key(chapter, folder / "profiles/few.yml") for chapter in chapters()}
+
+
+def with_library(project):
     (project / "lib").unlink()
     shutil.copytree(ROOT / "lib", project / "lib", ignore=shutil.ignore_patterns("mini", "__pycache__", "*.egg-info"))
-    monkeypatch.chdir(project)
-    monkeypatch.setattr(keys, "LIBRARY", project / "lib")
+    return project
 
-    def all_keys():
-        for cached in (keys._exports, keys._imports_of, keys._file_hash):
-            cached.cache_clear()
-        return {chapter: keys.chapter_key(chapter, project / "profiles/few.yml") for chapter in chapters()}
 
-    before, path = all_keys(), project / file
+@pytest.fixture(scope="module")
+def keys_before(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return keys_of(with_library(small_project(tmp_path_factory.mktemp("before") / "project")), monkeypatch)
+
+
+@pytest.mark.parametrize(("file", "old", "new", "expected"), CHANGES)
+def test_a_change_reruns_what_depends_on_it(project, keys_before, monkeypatch, file, old, new, expected):
+    before, path = keys_before, with_library(project) / file
     text = path.read_text()
     if file.startswith("profiles") and "400" in old:
         assert old not in text  # a line of no chapter: a comment
@@ -287,7 +299,7 @@ def test_a_change_reruns_what_depends_on_it(project, monkeypatch, file, old, new
         path.write_text(text)
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    after = all_keys()
+    after = keys_of(project, monkeypatch)
     changed = {chapter for chapter in before if before[chapter] != after[chapter]}
     if expected == "all":
         assert changed == set(before)

@@ -67,12 +67,13 @@ def chapters_on_device() -> list[str]:
 
 
 def after(chapter: str) -> tuple[str, ...]:
-    """The chapters that a chapter waits for, as it reads their tables, trainings, stored units or costs."""
+    """The chapters that a chapter waits for, as it reads what they draw, extract, train, save or cost."""
     if chapter in LAST:  # each after all that come before it
         return tuple(other for other in chapters() if other not in LAST[LAST.index(chapter) :])
-    units = {"alignment": "selection", "zoo": "selection", "class_means": "dimension", "similarity": "dimension"}
-    units |= dict.fromkeys(("text_and_code", "playground"), "alignment")
-    return READS.get(chapter, ()) + ((units[chapter],) if chapter in units else ())
+    made_by = dict.fromkeys(("selection", "dimension"), "data") | dict.fromkeys(("alignment", "zoo"), "selection")
+    made_by |= dict.fromkeys(("class_means", "similarity"), "dimension")
+    made_by |= dict.fromkeys(("text_and_code", "playground"), "alignment")
+    return READS.get(chapter, ()) + ((made_by[chapter],) if chapter in made_by else ())
 
 
 def chapter_path(chapter: str) -> Path:
