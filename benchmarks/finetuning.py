@@ -1,7 +1,7 @@
 """Accuracy of full fine-tuning for every pair of encoder and task: `python benchmarks/finetuning.py --device cuda`.
 
 As in the chapter on alignment with the profile `mini`, which fine-tunes none, as each takes minutes on a CPU.
-Writes finetuning.csv, a row for each pair as soon as it is done: model, dataset, images, seed, accuracy,
+Writes finetuning.csv, a row for each pair and seed as soon as it is done: model, dataset, images, seed, accuracy,
 accuracy_se, validation, params, epochs, rate, seconds. Pairs that it holds already are left out, so an interrupted
 run goes on.
 """
@@ -62,11 +62,12 @@ def tuned(model: str, task: str, seed: int, images: int, device: str) -> tuple:
     return model, task, images, seed, *digits, params, epochs, f"{result.rate:.3g}", seconds
 
 
-def done(path: Path) -> set[tuple[str, str, int]]:
+def done(path: Path, images: int) -> set[tuple[str, str, int]]:
     if not path.is_file():
         return set()
     with path.open(newline="") as file:
-        return {(row["model"], row["dataset"], int(row["seed"])) for row in csv.DictReader(file)}
+        rows = [row for row in csv.DictReader(file) if int(row["images"]) == images]
+    return {(row["model"], row["dataset"], int(row["seed"])) for row in rows}
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     path = args.out / "finetuning.csv"
     wanted = [(m, t, s) for s, t, m in product(range(args.seeds), args.tasks, args.encoders)]
-    left = [pair for pair in wanted if pair not in done(path)]
+    left = [pair for pair in wanted if pair not in done(path, args.images)]
     sets = list(product(dict.fromkeys(split_task(task)[0] for task in args.tasks), SPLITS))
     new = not path.is_file()
     with (

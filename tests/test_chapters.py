@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import product
 
 import jupytext
 import pandas as pd
@@ -16,11 +17,18 @@ from edition.claims import claims
 from edition.inputs import task_parts
 from edition.pages import ParameterError, chapter_defaults, chapter_path, chapters, project_root, read_profile
 from edition.parameters import PARAMETERS, check_parameters
-from edition.results import explained_table, find_result
+from edition.results import explained_table, find_result, measured
 from edition.run import main
 
 ROOT = project_root()
 CHAPTERS = [chapter_path(name) for name in chapters()]
+
+
+def test_every_pair_of_the_default_run_was_fine_tuned_with_as_many_images_and_seeds():
+    default = chapter_defaults(chapter_path("alignment"))
+    rows = measured("finetuning").query("images == @default['images'] and seed < @default['seeds']")
+    pairs = product(default["encoders"], default["tasks"], range(default["seeds"]))
+    assert set(zip(rows["model"], rows["dataset"], rows["seed"], strict=True)) == set(pairs)
 
 
 def test_a_chapter_reruns_with_other_parameters(tmp_path, capsys):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from conftest import small_project
 from edition import plan
 from edition.chapter import Chapter
 from edition.inputs import Extraction
-from edition.pages import project_root
+from edition.pages import chapters, project_root
 from edition.parameters import chapter_parameters
 from edition.plan import jobs, jobs_by_chapter, main
 from residual import load_units
@@ -165,11 +166,9 @@ def test_chapters_find_every_unit_that_the_jobs_made(whole, monkeypatch):
 
 def test_what_one_chapter_extracts_no_other_extracts_in_another_way(project, monkeypatch):
     monkeypatch.chdir(project)
-    for name in ("few", "mini", "paper"):
+    for name in ("mini", "mini-full", "small", "paper"):
         wanted = jobs(project / f"profiles/{name}.yml")
-        assert len({replace(job, coordinates=False) for job in wanted}) == len(wanted)
-    default = jobs(project / "profiles/mini.yml")
-    assert len({replace(job, coordinates=False, balanced=False) for job in default}) == len(default)
+        assert len({replace(job, coordinates=False, balanced=False) for job in wanted}) == len(wanted)
 
 
 def recorded(units):
@@ -211,6 +210,23 @@ def test_jobs_that_share_an_extraction_leave_the_same(project):
     (folder,) = (project / "_build/units").glob("*--*")
     assert load_units(folder).manifest.complete
     assert [path.name for path in folder.glob("part-*.json")] == ["part-0-of-2.json"]  # 400 images are one shard
+
+
+def test_chapters_that_only_follow_another_do_not_run_again_after_it(project):
+    def planned():
+        told = snake(project, config=("profile=few",), options=("--dry-run",)).stdout
+        return set(re.findall(r"chapter=(\w+)", told))
+
+    assert planned() == set(chapters())
+    runs, later = project / "_build/runs/few", time.time() + 10
+    runs.mkdir(parents=True)
+    for chapter in chapters():
+        (runs / f"{chapter}.ipynb").write_text("{}")
+        os.utime(runs / f"{chapter}.ipynb", (later, later))
+    assert planned() == set()
+    text = project / "book/data.md"
+    text.write_text(text.read_text() + "\n```{code-cell} ipython3\nprint(1)\n```\n")
+    assert planned() == {"data", "costs", "results"}
 
 
 @pytest.mark.slow

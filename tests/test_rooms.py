@@ -30,7 +30,8 @@ def loaded(statement: str) -> set[str]:
         ("from residual import load_dataset; load_dataset('digits', 'test')", HEAVY - {"sklearn", "pandas"}),
         ("from residual import load_encoder; load_encoder('mini-vit')", {"open_clip", "datasets"}),
         ("from residual import extract, load_units", HEAVY),
-        ("import edition.pages", HEAVY | {"torch"}),
+        ("import edition.pages, residual.files, residual.encoders.names", HEAVY | {"torch"}),
+        ("import edition.run, edition.execute", HEAVY - {"pandas"} | {"torch"}),
     ],
 )
 def test_an_import_brings_in_only_what_it_needs(statement, absent):

@@ -58,11 +58,24 @@ def test_the_rate_found_trains_and_leaves_the_aligner_as_it_was():
         find_rate(aligner, (train[0] * float("nan"), train[1]), CLASSES)
 
 
-def test_a_fall_from_where_a_rate_too_large_had_driven_the_loss_counts_for_nothing(monkeypatch):
-    losses = [2.0, 1.9, 1.5, 1.4, 1.38, 5.0, 5.2, 2.0, 1.37, 1.36, 1.35, 9.0]
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ([2.0, 1.9, 1.5, 1.4, 1.38, 5.0, 5.2, 2.0, 1.37, 1.36, 1.35, 9.0], 2),  # 5.2 to 1.37 is a recovery
+        ([2.0, 1.5, 1.0, 0.9, 0.4, 0.15, 0.14, 9.0], 4),  # the largest share, not the largest difference
+        ([1.0, 0.5, 0.4, 0.39, 1e-3, 1e-5, 1e-8, 0.0, 9.0], 3),  # below a thousandth nothing counts
+    ],
+)
+def test_the_rate_is_where_the_lowest_loss_falls_by_the_largest_share(monkeypatch, losses, best):
     rates = torch.logspace(-6, 0, len(losses)).double().numpy()
     monkeypatch.setattr(training, "_range_test", lambda *_: (rates, losses))
-    assert find_rate(LinearAligner(16), hidden_classes(0), CLASSES) in rates[1:4]
+    assert find_rate(LinearAligner(16), hidden_classes(0), CLASSES) == rates[best]
+
+
+def test_where_no_rate_lowers_the_loss_the_smallest_is_taken_and_told(monkeypatch, caplog):
+    monkeypatch.setattr(training, "_range_test", lambda *_: (torch.logspace(-6, 0, 4).numpy(), [1.0, 1.5, 2.0, 9.0]))
+    assert find_rate(LinearAligner(16), hidden_classes(0), CLASSES) == pytest.approx(1e-6)
+    assert "no learning rate lowers the loss" in caplog.text
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):

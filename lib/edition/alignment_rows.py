@@ -26,7 +26,7 @@ from residual.selection import zero_shot_accuracy
 PARITY = ("an even drawing", "an odd drawing")  # the classes of a task that no unit carries
 TEXT_MEASURES = ("zero_shot", "zero_shot_se", "aligned", "aligned_se")
 ALIGNMENT = ("method", "seed", "accuracy", "accuracy_se", "validation", "params", "epochs", "rate", "seconds")
-RATE = ALIGNMENT.index("rate") - ALIGNMENT.index("accuracy")  # in a row of `training_row`
+RATE = ALIGNMENT.index("rate") - len(ALIGNMENT)  # from the end of a row
 
 
 def reading_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[str, float, float]]:

@@ -33,6 +33,7 @@ from edition.pages import (
     run_name,
 )
 from edition.parameters import check_parameters, without_missing
+from edition.tables import styled
 from residual.data.dataset import Dataset
 from residual.data.names import SPLITS, split_task
 from residual.encoders.encoder import ENCODED, Encoder
@@ -164,13 +165,13 @@ class Chapter:
         for name, value in values.items():
             glue(name, value, display=False)
 
-    def card(self, **facts: Any) -> pd.DataFrame:
+    def card(self, **facts: Any) -> Styler:
         """What a reader needs to repeat the run: its parameters, other facts, versions, machine, seconds."""
         if self.left_out:
             facts["left_out"] = self.left_out
         facts["images encoded"] = "; ".join(f"{name}: {n:,}" for name, n in ENCODED.items()) or "none"
         facts["results"] = f"_build/results/{self.run}"
-        return results.run_card(time.monotonic() - STARTED, self.parameters | facts)
+        return styled(results.run_card(time.monotonic() - STARTED, self.parameters | facts), wrap=True)
 
 
 def _injected(sources: Iterable[str]) -> set[str]:

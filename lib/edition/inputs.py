@@ -113,10 +113,7 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
     options |= {key: p[key] for key in ("seed", "batch", "precision")}
     base = split_tag(encoder)[0]
     if base == SHIPPED:  # fewer, and drawn larger
-        most = p.get("shipped_images", images)
-        if dataset != p.get("dataset", dataset):
-            most = split_limit(split, most // 10)
-        fewer = min(images, most)
+        fewer = min(images, _shipped_limit(p, dataset, split))
         return Extraction(encoder, dataset, split, fewer, size=p.get("shipped_side", SHIPPED_SIDE), **options)
     if dataset in NOISE.values() and base not in EMBEDDED:  # enlarged, neighbouring pixels would be alike
         size, count = BLIP_SIDE if base.startswith("BLIP") else SIDE, min(images, ENTRIES[dataset].counts[split])
@@ -124,6 +121,12 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
     bounded = Extraction(encoder, dataset, split, images, **options)
     whole = replace(bounded, images=ALL, balanced=False)
     return whole if images >= (whole.count() or ALL) else bounded
+
+
+def _shipped_limit(p: dict[str, Any], dataset: str, split: str) -> int:
+    """The most images that the shipped encoder reads: `shipped_images` of a chapter's own set, of others a tenth."""
+    most = p.get("shipped_images", ALL)
+    return most if dataset == p.get("dataset", dataset) else split_limit(split, most // 10)
 
 
 def _one_set(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
@@ -192,8 +195,11 @@ def split_limit(split: str, images: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def task_split(name: str, split: str, images: int, seed: int, balanced: bool, size: int = SIZE, /) -> Dataset:
-    """At most `images` of a data set: the first ones, or balanced over classes. size: of images that are drawn."""
+def task_split(name: str, split: str, images: int, seed: int, balanced: bool, size: int, /) -> Dataset:
+    """At most `images` of a data set: the first ones, or balanced over classes. size: of images that are drawn.
+
+    Without names of arguments, so that the cache knows a call again.
+    """
     larger = {} if size == SIZE else {"size": size, "count": images}  # as many as are needed: they take longer to draw
     data = load_dataset(name, split, seed=seed, **larger)
     count = min(images, len(data))

@@ -68,7 +68,6 @@ def run_chapter(
     out = out or project_root() / "_build/reruns" / name / f"{source.stem}.ipynb"
     if cells:
         forget_tables(name, source.stem)
-    sys.modules.setdefault("rfc3987_syntax", None)  # takes a second to import, for a check that no notebook needs
     from edition.execute import execute_chapter  # takes a second to import, with papermill
 
     execute_chapter(source, out, parameters, cells=cells)
@@ -100,6 +99,8 @@ def _value(name: str, text: str) -> Any:
 
 
 def _carry_out(args: argparse.Namespace) -> None:
+    # None refuses its import: jsonschema takes a second to load it, for a check of addresses that no notebook needs.
+    sys.modules.setdefault("rfc3987_syntax", None)
     source = find_chapter(args.chapter)
     profile = find_profile(args.profile) if args.profile else None
     given = read_profile(profile, source.stem) if profile and chapter_defaults(source) else {}

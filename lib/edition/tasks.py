@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -95,19 +94,21 @@ class Tasks:
         return ResiDual(bases, start=start, seed=seed)
 
     def fit(
-        self, aligner: nn.Module, encoder: Encoder, classes: Tensor, inputs: dict, labels: dict, seed: int, **given: Any
-    ) -> alignment.Fit:
+        self, aligner: nn.Module, encoder: Encoder, classes: Tensor, inputs: dict, labels: dict, seed: int,
+        rate: float | None = None,
+    ) -> alignment.Fit:  # fmt: skip
         """Train on the training split, as the reading does, with early stopping on the validation split.
 
-        given: the learning rate, where one is.
+        rate: a learning rate in place of the reading's.
         """
         options = readings.training_options(aligner, text_scale(encoder), self.reading)
+        options |= {} if rate is None else {"rate": rate}
         return alignment.fit(
             aligner.to(self.run.parameters["device"]),
             (inputs["train"], labels["train"]),
             (inputs["validation"], labels["validation"]),
             classes,
-            **options | given,
+            **options,
             seed=seed,
             checkpoint=self.run.root / "_build/fits",
             workers=self.workers,

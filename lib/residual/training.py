@@ -30,8 +30,7 @@ from residual.tensors import cache_key, code_key, read_state, write_state
 
 EPOCHS, PATIENCE = 30, 5
 BATCH = 64  # images, of a step
-RATES = (1e-6, 1.0)  # the range of the learning rate finder, in STEPS steps
-STEPS = 50
+RATES, STEPS = (1e-6, 1.0), 50  # the range of the learning rate finder, and in how many steps it is tried
 SMALLEST = 1e-3  # a loss; how far it falls below does not count
 PAUSE = 20.0  # seconds between checkpoints, at least
 
@@ -170,10 +169,11 @@ def find_rate(
 ) -> float:
     """The learning rate at which the lowest loss so far falls by the largest share, while the rate grows step by step.
 
-    50 steps from 1e-6 to 1, after which the aligner is as it was; the search ends where the loss is four times
+    `STEPS` steps over `RATES`, after which the aligner is as it was; the search ends where the loss is four times
     the lowest. Source: Smith (2017), with two changes. The loss is always that of the same batch, not of each step's,
     whose noise at rates too small to matter is often the steepest fall. Only falls to a new lowest loss count: where a
     rate too large has driven the loss up, its way back is often steeper.
+    Where no step lowers the loss, or it is below `SMALLEST` already, the smallest rate, with a warning.
     Raises ValueError where the loss is not finite.
     """
     before, task = _trainable(aligner), _Task.of(aligner, train, classes, scale, workers)
@@ -182,6 +182,8 @@ def find_rate(
     if len(losses) < 3 or not np.isfinite(losses[:-1]).all():
         raise ValueError(f"the loss is not finite, or grows from the first steps on: {losses[:3]}; check the inputs")
     lowest = np.minimum.accumulate(losses[:-1]).clip(min=SMALLEST)
+    if lowest[-1] == lowest[0]:
+        log.warning("no learning rate lowers the loss, %.3g at first; training at %g", losses[0], RATES[0])
     return float(rates[int(np.gradient(np.log(lowest)).argmin())])
 
 

@@ -103,6 +103,8 @@ def frontier(panels: dict[str, pd.DataFrame]) -> list[Axes]:
         for method, mark in marks.items():
             ax.plot([], [], mark, color="grey", label=method)
         ax.set(xscale="log", title=title, xlabel="trainable parameters", ylabel="mean accuracy")
+        ax.xaxis.set_major_formatter("{x:,.0f}")  # not as a power, which is a formula
+        ax.xaxis.set_minor_formatter("")
         ax.grid(color="#e5e5e5", lw=0.6)
         ax.legend(fontsize=7)
     return list(axes.flat)
