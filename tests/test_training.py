@@ -76,6 +76,10 @@ def test_where_no_rate_lowers_the_loss_the_smallest_is_taken_and_told(monkeypatc
     monkeypatch.setattr(training, "_range_test", lambda *_: (torch.logspace(-6, 0, 4).numpy(), [1.0, 1.5, 2.0, 9.0]))
     assert find_rate(LinearAligner(16), hidden_classes(0), CLASSES) == pytest.approx(1e-6)
     assert "no learning rate lowers the loss" in caplog.text
+    monkeypatch.setattr(training, "_range_test", lambda *_: (torch.logspace(-6, 0, 4).numpy(), [1e-4, 1e-5, 1e-6, 9.0]))
+    caplog.clear()
+    assert find_rate(LinearAligner(16), hidden_classes(0), CLASSES) == pytest.approx(1e-6)
+    assert not caplog.text
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ def find_rate(
     the lowest. Source: Smith (2017), with two changes. The loss is always that of the same batch, not of each step's,
     whose noise at rates too small to matter is often the steepest fall. Only falls to a new lowest loss count: where a
     rate too large has driven the loss up, its way back is often steeper.
-    Where no step lowers the loss, or it is below `SMALLEST` already, the smallest rate, with a warning.
+    Where no step lowers the loss, the smallest rate, with a warning unless the loss is below `SMALLEST` already.
     Raises ValueError where the loss is not finite.
     """
     before, task = _trainable(aligner), _Task.of(aligner, train, classes, scale, workers)
@@ -182,7 +182,7 @@ def find_rate(
     if len(losses) < 3 or not np.isfinite(losses[:-1]).all():
         raise ValueError(f"the loss is not finite, or grows from the first steps on: {losses[:3]}; check the inputs")
     lowest = np.minimum.accumulate(losses[:-1]).clip(min=SMALLEST)
-    if lowest[-1] == lowest[0]:
+    if lowest[-1] == lowest[0] > SMALLEST:
         log.warning("no learning rate lowers the loss, %.3g at first; training at %g", losses[0], RATES[0])
     return float(rates[int(np.gradient(np.log(lowest)).argmin())])
 
