@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edition.keys import write_keys
-from edition.pages import FOLLOWS, ParameterError, chapters, chapters_on_device, find_profile, pages, read_by
+from edition.pages import ParameterError, after, chapters, chapters_on_device, find_profile, pages
 
 PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
@@ -95,9 +95,7 @@ use rule unit as part with:
 
 rule chapter:
     input:
-        lambda chapter: [f"_build/runs/{PROFILE}/{other}.ipynb" for other in read_by(chapter.chapter)],
-        # Whoever follows another does not run again after it.
-        lambda chapter: [ancient(f"_build/runs/{PROFILE}/{other}.ipynb") for other in [FOLLOWS.get(chapter.chapter)] if other],
+        lambda chapter: [f"_build/runs/{PROFILE}/{other}.ipynb" for other in after(chapter.chapter)],
         lambda chapter: [f"_build/units/jobs/{job}" for job in JOBS.get(chapter.chapter, ())],
         key=lambda chapter: KEYS[chapter.chapter],
     output:

@@ -212,7 +212,7 @@ def test_jobs_that_share_an_extraction_leave_the_same(project):
     assert [path.name for path in folder.glob("part-*.json")] == ["part-0-of-2.json"]  # 400 images are one shard
 
 
-def test_chapters_that_only_follow_another_do_not_run_again_after_it(project):
+def test_what_no_chapter_reads_reruns_no_other(project):
     def planned():
         told = snake(project, config=("profile=few",), options=("--dry-run",)).stdout
         return set(re.findall(r"chapter=(\w+)", told))

@@ -29,9 +29,9 @@ READS = {  # chapters that read others' tables or trainings
     "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
 }
 LAST = ("costs", "results")  # chapters that list what all others took and saved
-FOLLOWS = {  # chapters that come after one that makes what both need: data sets, units, trainings
-    "selection": "data", "dimension": "data", "alignment": "selection", "zoo": "selection",
-    "class_means": "dimension", "similarity": "dimension", "text_and_code": "alignment", "playground": "alignment",
+FOLLOWS = {  # chapters that come after one that makes units or trainings that both need
+    "alignment": "selection", "zoo": "selection", "class_means": "dimension", "similarity": "dimension",
+    "text_and_code": "alignment", "playground": "alignment",
 }  # fmt: skip
 PROFILE = "RESIDUAL_PROFILE"  # in the environment of a chapter: the file of its profile
 DOING = "RESIDUAL_DOING"  # in the environment of a chapter: a file for the progress of an extraction
@@ -70,11 +70,11 @@ def chapters_on_device() -> list[str]:
     return [page for page in pages() if "device" in chapter_defaults(chapter_path(page))]
 
 
-def read_by(chapter: str) -> tuple[str, ...]:
-    """The chapters whose tables, trainings or costs a chapter reads, so that it runs again after them."""
+def after(chapter: str) -> tuple[str, ...]:
+    """The chapters that a chapter waits for, as it reads what they make, or lists what they cost."""
     if chapter in LAST:  # each after all that come before it
         return tuple(other for other in chapters() if other not in LAST[LAST.index(chapter) :])
-    return READS.get(chapter, ())
+    return READS.get(chapter, ()) + ((FOLLOWS[chapter],) if chapter in FOLLOWS else ())
 
 
 def chapter_path(chapter: str) -> Path:
