@@ -83,7 +83,8 @@ def main() -> None:
     args = parser.parse_args()
     path = args.out / "finetuning.csv"
     wanted = [(m, t, s) for s, t, m in product(range(args.seeds), args.tasks, args.encoders)]
-    left = [pair for pair in wanted if pair not in done(path, args.images)]
+    there = done(path, args.images)
+    left = [pair for pair in wanted if pair not in there]
     sets = list(product(dict.fromkeys(split_task(task)[0] for task in args.tasks), SPLITS))
     new = not path.is_file()
     with (

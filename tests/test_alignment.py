@@ -187,4 +187,4 @@ def test_the_rate_that_the_first_seed_found_trains_the_others():
         return 0.5, 0.1, 0.5, 10, 3, 0.25, 1.0  # accuracy, its error, validation, parameters, epochs, rate, seconds
 
     assert [aligner for _, aligner, _ in _seeded(train, str, {}, range(3))] == ["0", "1", "2"]
-    assert given == [{"seed": 0}, {"seed": 1, "rate": 0.25}, {"seed": 2, "rate": 0.25}]
+    assert given == [{"seed": 0, "rate": None}, {"seed": 1, "rate": 0.25}, {"seed": 2, "rate": 0.25}]

@@ -82,10 +82,10 @@ def alignment_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple]
 
 def _seeded(train: Callable, make: Callable, inputs: dict, seeds: Iterable[int]) -> Iterator[tuple]:
     """Seed, aligner and row of `training_row` for each seed, with the learning rate that was found for the first."""
-    found = {}
+    rate = None
     for seed in seeds:
-        row = train(aligner := make(seed), inputs, seed=seed, **found)
-        found = {"rate": row[RATE]}
+        row = train(aligner := make(seed), inputs, seed=seed, rate=rate)
+        rate = row[RATE]
         yield seed, aligner, row
 
 

@@ -8,6 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from edition.figures.axes import plain_numbers
+
 
 def by_share(table: pd.DataFrame, total: dict[str, int]) -> list[Axes]:
     """Mean accuracy over data sets against the share of heads kept, one panel for each model.
@@ -103,8 +105,7 @@ def frontier(panels: dict[str, pd.DataFrame]) -> list[Axes]:
         for method, mark in marks.items():
             ax.plot([], [], mark, color="grey", label=method)
         ax.set(xscale="log", title=title, xlabel="trainable parameters", ylabel="mean accuracy")
-        ax.xaxis.set_major_formatter("{x:,.0f}")  # not as a power, which is a formula
-        ax.xaxis.set_minor_formatter("")
+        plain_numbers(ax.xaxis)
         ax.grid(color="#e5e5e5", lw=0.6)
         ax.legend(fontsize=7)
     return list(axes.flat)

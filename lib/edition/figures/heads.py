@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from edition.figures.axes import plain_numbers
 from edition.figures.values import carry_values
 from residual.units import Unit
 
@@ -156,8 +157,7 @@ def sampling_curves(table: pd.DataFrame) -> Axes:
         ax.plot(rows["images"], rows["similarity"], marker="os^"[index], color=colour, label=name)
         ax.fill_between(rows["images"], rows["low"], rows["high"], color=colour, alpha=0.2, lw=0)
     ax.set(xscale="log", xlabel="images in each half", ylabel="similarity of two halves")
-    ax.xaxis.set_major_formatter("{x:,.0f}")  # not as a power, which is a formula
-    ax.xaxis.set_minor_formatter("")
+    plain_numbers(ax.xaxis)
     ax.legend(frameon=False)
     ax.grid(axis="y", color="#e5e5e5", lw=0.6)
     return ax

@@ -7,6 +7,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from edition.figures.axes import plain_numbers
+
 MARKERS = "osD^vP"
 TICKS = (1000, 5000, 20_000, 80_000)  # images
 
@@ -42,8 +44,7 @@ def growth(tables: dict[str, pd.DataFrame]) -> list[Axes]:
             ax.plot(rows["images"], rows["cost"], style, color=colour, marker=MARKERS[index], ms=5, label=what)
         ax.set(xscale="log", yscale="log", xlabel="images", ylabel=label)
         ax.set_xticks([n for n in TICKS if table["images"].min() <= n <= table["images"].max()])
-        ax.xaxis.set_major_formatter("{x:,g}")
-        ax.xaxis.set_minor_formatter("")
+        plain_numbers(ax.xaxis)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=8)
     return list(axes.flat)

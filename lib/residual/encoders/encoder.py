@@ -21,9 +21,7 @@ from residual.encoders.towers import Loaded, Tower
 from residual.encoders.weights import check_values
 from residual.tensors import tensor_bytes
 
-CACHED = (
-    2_000  # tokens at once on a CPU; a tenth less time for larger encoders (test_parts in benchmarks/test_speed.py)
-)
+CACHED = 2_000  # tokens at once on a CPU, which saves larger encoders a tenth of the time (benchmarks/test_speed.py)
 ENCODED: Counter[str] = Counter()  # images that each encoder has encoded in this process
 log = logging.getLogger(__name__)
 
