@@ -5,11 +5,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from edition.forkserver import start_server
 from edition.keys import write_keys
 from edition.pages import ParameterError, after, chapters, chapters_on_device, find_profile, pages
 
 PYTHON = shlex.quote(sys.executable)
-JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 
 try:
     PROFILE_FILE = find_profile(config.get("profile", "mini"))
@@ -32,6 +32,17 @@ if UNITS:
     by_chapter = jobs_by_chapter(PROFILE_FILE).items()
     JOBS = {chapter: [job.name for job in jobs] for chapter, jobs in by_chapter}
 KEYS = write_keys(PROFILE_FILE)
+
+
+def share(jobs):
+    """The cores of each of several jobs that run side by side."""
+    return max(1, workflow.cores // jobs)
+
+
+# Not for jobs on other nodes; nor on a GPU, or macOS, whose libraries do not survive a fork.
+onstart:
+    if workflow.local_exec and not DEVICE and sys.platform == "linux":
+        start_server(threads=share(len(CHAPTERS)))
 
 
 localrules: publish, units, book
@@ -104,7 +115,7 @@ rule chapter:
         f"{LOGS}/{{chapter}}.log",
     # Chapters run side by side, each on its share of the cores: two on one core each take less time than one after the
     # other on two. Those that need a GPU wait for one another.
-    threads: lambda chapter: max(1, workflow.cores // (2 if DEVICE and chapter.chapter in ON_DEVICE else len(CHAPTERS)))
+    threads: lambda chapter: share(2 if DEVICE and chapter.chapter in ON_DEVICE else len(CHAPTERS))
     resources:
         gpu=lambda chapter: 1 if DEVICE and chapter.chapter in ON_DEVICE else 0,
     params:
@@ -114,7 +125,7 @@ rule chapter:
     shell:
         """
         rm -f {output}.failed
-        OMP_NUM_THREADS={threads} {PYTHON} -m edition.run {wildcards.chapter} --profile {params.profile} --out {output} \
+        OMP_NUM_THREADS={threads} {PYTHON} -m edition.forkserver {wildcards.chapter} --profile {params.profile} --out {output} \
             --cells {params.cells} {params.device} > {log} 2>&1 || {{ test $? = 1 && test -f {output} && touch {output}.failed; }}
         """
 
@@ -156,7 +167,7 @@ rule book:
         cp {input.plain} {input.references} {input.config} {input.toc} {input.slurm} {params.site}
         mkdir {params.site}/_static && cp {input.style} {params.site}/_static
         {PYTHON} -m edition.assemble {params.pairs} {params.results} {params.site} > {log} 2>&1
-        {JUPYTER_BOOK} build $strict --quiet {params.site} >> {log} 2>&1
+        {PYTHON} -m edition.book build $strict --quiet {params.site} >> {log} 2>&1
         mkdir {params.site}/_build/html/results && cp {params.results}/*.csv {params.site}/_build/html/results
         for made in explorer playground; do
             if test -d {params.results}/$made; then cp -r {params.results}/$made {params.site}/_build/html; fi

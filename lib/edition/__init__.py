@@ -1,5 +1,6 @@
 """Turns results of `residual` into the book: chapters with parameters, their tables and figures, and the plan."""
 
-import time
+import sys
 
-STARTED = time.monotonic()
+# None refuses its import: jsonschema takes a second to load it, for a check of addresses that nothing here needs.
+sys.modules.setdefault("rfc3987_syntax", None)

@@ -10,16 +10,16 @@ from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import matplotlib
 import pandas as pd
 from IPython.display import Markdown
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 from myst_nb import glue
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
-from edition import STARTED, results
+from edition import results
 from edition.claims import claim_table, found
 from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, extractions, task_parts
 from edition.pages import (
@@ -48,6 +48,7 @@ class Chapter:
     """
 
     def __init__(self, name: str, namespace: dict[str, Any]) -> None:
+        self.started = time.monotonic()
         self.name, names = name, chapter_defaults(chapter_path(name))
         if missing := sorted(set(names) - set(namespace)):
             raise ParameterError(f"no parameters {missing}; the first cell of book/{name}.md assigns them")
@@ -62,6 +63,10 @@ class Chapter:
             print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
         self._checked: dict[Extraction, Path] = {}  # -> the folder of its units
+        self._weights: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()  # -> their hash; chapters change none
+        # Not before there is a kernel, whose figures it shows from then on.
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
         set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
         # Text of figures stays text, which can be read and searched; each names the fonts it may have.
         fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
@@ -102,8 +107,11 @@ class Chapter:
         extraction = self._extraction(dataset, split, encoder.name)
         if folder := self._checked.get(extraction):
             return load_units(folder, verify=False)
+        if encoder not in self._weights:
+            self._weights[encoder] = encoder.weights_hash()
+        options = {"weights_hash": self._weights[encoder]}
         with Path(os.environ[DOING]).open("w") if DOING in os.environ else nullcontext(False) as progress:
-            units = extraction.units(encoder, extraction.data(), progress=progress)
+            units = extraction.units(encoder, extraction.data(), progress=progress, **options)
         self._checked[extraction] = units.folder
         return units
 
@@ -171,7 +179,7 @@ class Chapter:
             facts["left_out"] = self.left_out
         facts["images encoded"] = "; ".join(f"{name}: {n:,}" for name, n in ENCODED.items()) or "none"
         facts["results"] = f"_build/results/{self.run}"
-        return styled(results.run_card(time.monotonic() - STARTED, self.parameters | facts), wrap=True)
+        return styled(results.run_card(time.monotonic() - self.started, self.parameters | facts), wrap=True)
 
 
 def _injected(sources: Iterable[str]) -> set[str]:

@@ -252,11 +252,13 @@ def hunchback(heads: np.ndarray) -> float:
 
 def trend(heads: np.ndarray) -> float:
     """Spearman's correlation of layer means with depth; heads: [l] or [l h]. Zero where nothing changes."""
-    from scipy.stats import spearmanr  # takes a second to import
+    from scipy.stats import rankdata  # takes a second to import
 
     values = _by_depth(heads)
     values = values.reshape(len(values), -1).mean(1)
-    return 0.0 if np.ptp(values) == 0 else float(spearmanr(range(len(values)), values).statistic)
+    if np.ptp(values) == 0:
+        return 0.0
+    return float(np.corrcoef(np.arange(len(values)), rankdata(values))[0, 1])
 
 
 def _by_depth(heads: np.ndarray) -> np.ndarray:

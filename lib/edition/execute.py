@@ -18,6 +18,7 @@ import papermill
 from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 
+from edition import forked_kernel
 from edition.devices import one_gpu
 from edition.pages import DOING, project_root
 from residual.files import locked, write_bytes
@@ -39,6 +40,16 @@ class LocalKernel(AsyncKernelManager):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.transport, self.ip = "ipc", f"{self.folder}/kernel"
+
+    async def _async_launch_kernel(self, command: list[str], **options: Any) -> None:
+        """Launch the kernel as a process of its own, or let the one that was forked for it become it."""
+        forked, local = forked_kernel.kernel, self.provisioner
+        if forked is None:
+            await super()._async_launch_kernel(command, **options)
+            return
+        forked.launch(command, options.get("env", dict(os.environ)), str(options.get("cwd") or os.getcwd()))
+        local.process, local.pid, local.pgid = forked, forked.pid, forked.pid
+        self._reconcile_connection_info(local.connection_info)
 
 
 def execute_chapter(source: Path, out: Path, parameters: dict[str, Any], *, cells: Path | None = None) -> None:
@@ -65,6 +76,7 @@ def execute_chapter(source: Path, out: Path, parameters: dict[str, Any], *, cell
             os.environ[DOING] = str(cells.with_suffix(".doing").absolute())
             bar = {"file": stack.enter_context(cells.open("w")), "bar_format": CELLS, "mininterval": 0}
         options = {"cwd": str(project_root()), "kernel_name": "python3", "kernel_manager_class": LocalKernel}
+        options["shutdown_kernel"] = "immediate"  # all is written; a kernel that ends by itself may wait for seconds
         try:
             papermill.execute_notebook(str(draft), str(out), parameters, progress_bar=bar, **options)
         except papermill.PapermillExecutionError as error:

@@ -36,8 +36,7 @@ def write_pdf(site: Path, out: Path) -> Path:
     if not (site / "_toc.yml").is_file():
         raise PDFError(f"there is no book in {site}; run make book first")
     browser = find_browser()
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    _run([str(jupyter_book), "build", "--builder", "singlehtml", "--quiet", str(site)])
+    _run([sys.executable, "-m", "edition.book", "build", "--builder", "singlehtml", "--quiet", str(site)])
     page = site / "_build/singlehtml" / f"{pages()[0]}.html"
     with tempfile.TemporaryDirectory() as user:
         options = (f"--user-data-dir={user}", "--no-pdf-header-footer", f"--virtual-time-budget={PATIENCE}")
@@ -48,7 +47,7 @@ def write_pdf(site: Path, out: Path) -> Path:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise PDFError(f"{command[0]} failed: {(done.stderr or done.stdout)[-2000:]}")
+        raise PDFError(f"{' '.join(command[:3])} failed: {(done.stderr or done.stdout)[-2000:]}")
 
 
 def main(arguments: list[str] | None = None) -> int:

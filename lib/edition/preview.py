@@ -31,7 +31,7 @@ def build_page(notebook: Path) -> Path:
         fold_code(run)
         nbformat.write(run, folder / "page.ipynb")
         (folder / "_toc.yml").write_text("format: jb-book\nroot: page\nchapters:\n- file: references\n")
-        command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "--quiet", name]
+        command = [sys.executable, "-m", "edition.book", "build", "--quiet", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not (folder / "_build/html/page.html").is_file():
             raise RuntimeError(f"the page of {notebook} could not be built: {done.stderr.strip()[-1000:]}")

@@ -99,8 +99,6 @@ def _value(name: str, text: str) -> Any:
 
 
 def _carry_out(args: argparse.Namespace) -> None:
-    # None refuses its import: jsonschema takes a second to load it, for a check of addresses that no notebook needs.
-    sys.modules.setdefault("rfc3987_syntax", None)
     source = find_chapter(args.chapter)
     profile = find_profile(args.profile) if args.profile else None
     given = read_profile(profile, source.stem) if profile and chapter_defaults(source) else {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from edition.figures.values import MARK
+from edition.carried_values import MARK
 
 PANEL = re.compile(rf'<g id="{MARK}(?P<data>[\w-]+)">\s*<path d="(?P<outline>[^"]+)"')
 PICTURE = re.compile(r'<img (?=[^>]*src="(?P<file>_images/[^"]+\.svg)")')

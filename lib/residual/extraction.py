@@ -44,6 +44,7 @@ def extract(
     workers: int = 0,
     part: tuple[int, int] | None = None,
     progress: bool | TextIO = True,
+    weights_hash: str | None = None,
 ) -> StoredUnits | None:
     """Stream a data set through an encoder once, and keep what the analysis needs.
 
@@ -57,6 +58,7 @@ def extract(
     interruption can cost. workers: processes that decode images. part: (i, n) for every n-th shard from the i-th
     on, so that n runs share the work, on one machine or several; these return None, and a later run without `part`
     merges their shards.
+    weights_hash: the encoder's, where it was computed before, as it takes longer than to find a finished extraction.
     A finished extraction is checked and returned; an unfinished one is resumed; a second run on the same folder
     waits for the first.
     Raises ValueError for bad arguments, StoreError where a folder holds something else, OSError when the disk is full.
@@ -65,7 +67,7 @@ def extract(
     if part is not None and not 0 <= part[0] < part[1]:
         raise ValueError(f"part must be (i, n) with i from 0 to n - 1, not {part}")
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
-    wanted, folder = _manifest_and_folder(encoder, data, root, options)
+    wanted, folder = _manifest_and_folder(encoder, weights_hash or encoder.weights_hash(), data, root, options)
     folder.mkdir(parents=True, exist_ok=True)
     name = MANIFEST if part is None else f"part-{part[0]}-of-{part[1]}.json"
     with locked(folder / f".{name}.lock", str(folder)):
@@ -97,7 +99,9 @@ class _Options:
             raise ValueError(f"batch and shard must be positive, not {self.batch} and {self.shard}")
 
 
-def _manifest_and_folder(encoder: Encoder, data: Dataset, root: Path | str, options: _Options) -> tuple[Manifest, Path]:
+def _manifest_and_folder(
+    encoder: Encoder, weights_hash: str, data: Dataset, root: Path | str, options: _Options
+) -> tuple[Manifest, Path]:
     """The manifest of a new extraction, and the folder named after it."""
     dtype = str(encoder.dtype).removeprefix("torch.")
     manifest = Manifest(
@@ -105,7 +109,7 @@ def _manifest_and_folder(encoder: Encoder, data: Dataset, root: Path | str, opti
         encoder=encoder.name,
         family=encoder.family,
         weights=encoder.weights,
-        weights_hash=encoder.weights_hash(),
+        weights_hash=weights_hash,
         preprocessing_hash=encoder.preprocessing_hash(),
         precision=dtype if options.precision == "float32" else f"{dtype}, {options.precision} by autocast",
         layers=encoder.layers,

@@ -150,9 +150,7 @@ def ablate(units: StoredUnits, selected: Bool[Tensor, "l h"], means: StoredUnits
     shape = units.head_grid
     if tuple(selected.shape) != shape:
         raise ValueError(f"selected must have shape {list(shape)}, a value for each head, not {list(selected.shape)}")
-    total = torch.zeros(units.manifest.count, units.output_moments.mean.shape[-1], dtype=torch.float64)
-    for layer, head in selected.nonzero().tolist():
-        total += units.head_outputs(layer, head)
+    total = units.sum_of_heads(selected.cpu())
     if means is not None:
         heads = means.head_pca().mean.double()
         total += (heads * ~selected[..., None]).sum((0, 1)) + means.block_moments.mean.double().sum(0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -138,6 +138,16 @@ class StoredUnits:
     def head_outputs(self, layer: int, head: int) -> Float64[Tensor, "n d"]:
         """Samples of one head in output space."""
         return self.frames.head_unit(layer, head, self._read("heads", layer, head))
+
+    def sum_of_heads(self, selected: Bool[Tensor, "l h"]) -> Float64[Tensor, "n d"]:
+        """Samples of the sum of some heads in output space, all zero for none."""
+        frames, constant = self.frames.head_frames[selected].double(), self.frames.head_constant.double()
+        heads = [tuple(at) for at in selected.nonzero().tolist()]
+        if not heads:
+            return torch.zeros(self.manifest.count, len(constant), dtype=torch.float64)
+        slices = (file.get_slice("heads") for file in self._files("heads"))
+        parts = [torch.cat([part[at] for at in heads], 1).double() @ frames.flatten(0, 1) for part in slices]
+        return torch.cat(parts) + len(heads) * constant
 
     def head_coordinates(self, layer: int, head: int) -> Float64[Tensor, "n r"]:
         """Samples of one head in isometric coordinates: distances are those in output space."""

@@ -23,7 +23,8 @@ def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
     across = min(len(models), 3)
     down = -(-len(models) // across)
     height = down * (0.23 * table.groupby("model").size().max() + 0.8)
-    _, axes = plt.subplots(down, across, figsize=(3 * across, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(down, across, figsize=(3 * across, height), squeeze=False, layout="constrained")
+    figure.set_visible(False)  # or seaborn draws the whole figure for each model, to see whether labels overlap
     for ax, model in zip(axes.flat, models, strict=False):
         rows, shades = (part[part["model"] == model].set_index("layer")[list(COLUMNS)] for part in (table, relative))
         shades = shades / pd.Series(DARKEST)
@@ -47,6 +48,7 @@ def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
         ax.set(xlabel="", ylabel="Layer", title=model)
     for ax in axes.flat[len(models) :]:
         ax.remove()
+    figure.set_visible(True)
     return list(axes.flat[: len(models)])
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from edition.carried_values import carry_values
 from edition.figures.axes import plain_numbers
-from edition.figures.values import carry_values
 from residual.units import Unit
 
 

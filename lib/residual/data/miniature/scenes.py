@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+Drawn = TypeVar("Drawn")  # images with the factors they were drawn from
 COLOURS = {
     "red": (220, 40, 40),
     "orange": (240, 140, 30),
@@ -30,6 +33,7 @@ COLOURS = {
 }
 SIZES = (0.55, 1.0)  # of a sprite, as a fraction of the image's side
 RESTYLES = ("colour", "grey", "line", "silhouette", "blocky", "negative")
+RENDERED = 64  # images at once, whose intermediate layers a CPU's cache holds
 BACKDROPS = ("plain", "shaded", "cloudy", "striped", "spotted", "photograph")
 
 
@@ -65,8 +69,14 @@ class Draws:
     position: Float[Tensor, "n 2"]
 
     def to(self, device: torch.device | str) -> Draws:
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "backdrop"}
-        return Draws(self.backdrop and self.backdrop.to(device), **moved)
+        return self._each(lambda values: values.to(device))
+
+    def rows(self, rows: Int[Tensor, "m"]) -> Draws:
+        return self._each(lambda values: values[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        changed = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "backdrop"}
+        return Draws(self.backdrop and self.backdrop.each(change), **changed)
 
 
 @dataclass(frozen=True)
@@ -82,29 +92,37 @@ class BackdropDraws:
     photograph: Int[Tensor, "n"]
     crop: Float[Tensor, "n 2 3"]
 
-    def to(self, device: torch.device | str) -> BackdropDraws:
+    def each(self, change: Callable[[Tensor], Tensor]) -> BackdropDraws:
+        """The same with every tensor changed."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        noise = tuple(grid.to(device) for grid in values.pop("noise"))
-        return BackdropDraws(noise=noise, **{name: value.to(device) for name, value in values.items()})
+        noise = tuple(map(change, values.pop("noise")))
+        return BackdropDraws(noise=noise, **{name: change(value) for name, value in values.items()})
 
 
 def draw_scenes(
     sprites: UInt8[Tensor, "n 4 p p"],
     *,
     generator: torch.Generator,
-    line: Tensor | None = None,
     onto: Float[Tensor, "n 3 s s"] | None = None,
     sizes: tuple[float, float] = SIZES,
     size: int = 48,
 ) -> Scene:
     """Draw each sprite once, on its own backdrop.
 
-    line: boolean [n], sprites that are bare lines and turn white on a dark backdrop.
     onto: images in [0, 1] to draw on, instead of random backdrops. sizes: least and greatest
     side of a sprite as a fraction of the image's. size: pixels a side of the images.
     """
     draws = sample_scenes(len(sprites), generator, sizes, backdrops=onto is None)
-    return render_scenes(draws, sprites, line=line, onto=onto, size=size)
+    return joined(
+        render_scenes(draws.rows(rows), sprites[rows], onto=None if onto is None else onto[rows], size=size)
+        for rows in torch.arange(len(sprites)).split(RENDERED)
+    )
+
+
+def joined(parts: Iterable[Drawn]) -> Drawn:
+    """Parts of a batch of drawn images, one after another."""
+    first, *_ = parts = list(parts)
+    return type(first)(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(first)))
 
 
 def sample_scenes(
@@ -128,7 +146,10 @@ def render_scenes(
     onto: Float[Tensor, "n 3 s s"] | None = None,
     size: int = 48,
 ) -> Scene:
-    """The scenes of some draws, on the device of the sprites; see `draw_scenes`."""
+    """The scenes of some draws, on the device of the sprites; see `draw_scenes`.
+
+    line: boolean [n], sprites that are bare lines and turn white on a dark backdrop.
+    """
     backdrop = render_backdrops(draws.backdrop, size) if onto is None else onto
     rgb, alpha = sprites[:, :3] / 255, sprites[:, 3:] / 255
     if line is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,17 @@ from residual.data.miniature.entries import entries
 from residual.data.miniature.numerals import FONTS, draw_numeral
 from residual.data.miniature.photographs import PHOTOGRAPHS, draw_tiles, photo_crops, photo_tiles
 from residual.data.miniature.reference import draw_emoji, pick_drawings, pick_grounds
-from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, Scene, draw_scenes, restyle, to_bytes
+from residual.data.miniature.scenes import (
+    BACKDROPS,
+    COLOURS,
+    RENDERED,
+    RESTYLES,
+    Scene,
+    draw_scenes,
+    joined,
+    restyle,
+    to_bytes,
+)
 from residual.data.miniature.shapes import (
     BACKGROUNDS,
     HUES,
@@ -130,7 +140,7 @@ def _sketch(split: str, count: int, generator: torch.Generator, seed: int, size:
     labels = balanced(count, len(members), generator)
     paper = (0.93 + 0.03 * torch.randn(count, 3, 1, 1, generator=generator)).expand(-1, -1, size, size)
     artwork = torch.tensor(members)[labels]
-    drawings = torch.cat([restyle(_twemoji()[part], "line") for part in artwork.split(CHUNK)])
+    drawings = torch.cat([restyle(_twemoji()[part], "line") for part in artwork.split(RENDERED)])
     scene = draw_scenes(drawings, generator=generator, onto=paper.clamp(0, 1), size=size)
     factors = {name: factor for name, factor in _scene_factors(scene).items() if name not in ("backdrop", "colour")}
     return Content(scene.images, labels, tuple(vocabulary()[i].name for i in members), factors)
@@ -139,7 +149,7 @@ def _sketch(split: str, count: int, generator: torch.Generator, seed: int, size:
 def _shapes(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     names = combination_names()
     labels = balanced(count, len(names), generator)
-    scene = _joined([draw_shapes(part, generator=generator, size=size) for part in labels.split(_chunk(size))])
+    scene = joined(draw_shapes(part, generator=generator, size=size) for part in labels.split(_chunk(size)))
     named = {"shape": SHAPES, "colour": HUES, "pattern": PATTERNS, "background": BACKGROUNDS}
     factors = {name: Factor(getattr(scene, name), values) for name, values in named.items()} | _geometry(scene)
     return Content(scene.images, labels, names, factors)
@@ -263,22 +273,18 @@ def _restyled(sprites: UInt8[Tensor, "n 4 p p"], style: Int64[Tensor, "n"]) -> U
     drawn = torch.empty_like(sprites)
     for index, name in enumerate(RESTYLES):
         rows = (style == index).nonzero().flatten()
-        for part in rows.split(CHUNK):
+        for part in rows.split(RENDERED):
             drawn[part] = restyle(sprites[part], name)
     return drawn
 
 
 def _scenes(sprites: UInt8[Tensor, "n 4 p p"], generator: torch.Generator, size: int) -> Scene:
-    return _joined([draw_scenes(part, generator=generator, size=size) for part in sprites.split(_chunk(size))])
+    return joined(draw_scenes(part, generator=generator, size=size) for part in sprites.split(_chunk(size)))
 
 
 def _chunk(size: int) -> int:
     """Images drawn at once: as many as fill about the same memory at every size."""
     return max(1, CHUNK * SIZE**2 // size**2)
-
-
-def _joined(parts: list) -> Scene | ShapeScene:
-    return type(parts[0])(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(parts[0])))
 
 
 def _scene_factors(scene: Scene) -> dict[str, Factor]:

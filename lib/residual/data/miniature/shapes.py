@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from residual.data.miniature.scenes import COLOURS, to_bytes, uniform
+from residual.data.miniature.scenes import COLOURS, RENDERED, to_bytes, uniform
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
 HUES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
@@ -54,6 +54,15 @@ def draw_shapes(combination: Int[Tensor, "n"], *, generator: torch.Generator, si
     angle = 0.2 * (2 * torch.rand(n, generator=generator) - 1)
     position = (2 * torch.rand(n, 2, generator=generator) - 1) * (1 - radius)[:, None]
 
+    facts = shape, colour, pattern, background, radius, angle, position
+    images = [_render(size, *(fact[rows] for fact in facts)) for rows in torch.arange(n).split(RENDERED)]
+    return ShapeScene(torch.cat(images), *facts)
+
+
+def _render(
+    size: int, shape: Tensor, colour: Tensor, pattern: Tensor, background: Tensor, radius: Tensor, angle: Tensor,
+    position: Tensor,
+) -> UInt8[Tensor, "n 3 s s"]:  # fmt: skip
     axis = (torch.arange(size * SAMPLES) + 0.5) / (size * SAMPLES) * 2 - 1
     x, y = axis[None, None, :] - position[:, 0, None, None], axis[None, :, None] - position[:, 1, None, None]
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
@@ -69,9 +78,7 @@ def draw_shapes(combination: Int[Tensor, "n"], *, generator: torch.Generator, si
     grounds = torch.tensor([COLOURS[name] for name in BACKGROUNDS]) / 255
     image = torch.where(inside[:, None], palette[colour][:, :, None, None], grounds[background][:, :, None, None])
     image = torch.where(white[:, None], 1.0, image)
-    return ShapeScene(
-        to_bytes(F.avg_pool2d(image, SAMPLES)), shape, colour, pattern, background, radius, angle, position
-    )
+    return to_bytes(F.avg_pool2d(image, SAMPLES))
 
 
 def combination_names() -> tuple[str, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from matplotlib.axes import Axes
+if TYPE_CHECKING:  # not when pages are built
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 MARK = "values-"  # begins the name of a panel that carries its values
 
