@@ -133,7 +133,7 @@ rule chapter:
 # First what draws the data sets and the longest chapters, or the other cores idle while they finish alone.
 use rule chapter as long_chapter with:
     output:
-        f"_build/runs/{PROFILE}/{{chapter,data|zoo|selection|dimension|alignment|similarity|class_means|ground_truth|text_and_code}}.ipynb",
+        f"_build/runs/{PROFILE}/{{chapter,data|zoo|selection|dimension|alignment|similarity|class_means|ground_truth|text_and_code|residual_stream}}.ipynb",
     priority: 1
 
 

@@ -15,6 +15,7 @@ from edition.inputs import residual_inputs
 from edition.playground import Scene, all_components
 from edition.selection_rows import optimised
 from edition.tasks import Tasks, few_heads, text_scale
+from edition.texts import encode_texts
 from residual import alignment, selection
 from residual.alignment import LinearAligner, ResiDual
 from residual.data.dataset import Dataset, load_dataset
@@ -202,7 +203,8 @@ def accuracy_rows(run: Chapter, encoder: Encoder) -> Iterator[dict[str, Any]]:
 
 
 def _text_accuracies(encoder: Encoder, named: Dataset, splits: dict, seed: int) -> dict[str, float]:
-    classes, (outputs, labels) = selection.class_encodings(encoder, named), splits["test"]
+    classes = selection.class_encodings(encoder, named, encode=encode_texts)
+    outputs, labels = splits["test"]
     aligner, scale = LinearAligner(encoder.output_dim), text_scale(encoder)
     alignment.fit(aligner, splits["train"], splits["validation"], classes, scale=scale, seed=seed)
     aligned = zero_shot_accuracy(alignment.transformed(aligner, outputs), classes, labels)

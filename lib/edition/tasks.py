@@ -10,6 +10,7 @@ from tqdm import tqdm
 from edition.chapter import Chapter
 from edition.reproduction import check_base
 from edition.results import published
+from edition.texts import encode_texts
 from residual import alignment, readings, selection
 from residual.alignment import LinearAligner, ResiDual
 from residual.data.dataset import load_dataset
@@ -57,7 +58,7 @@ class Tasks:
     def _directions(self, encoder: Encoder, task: str) -> Tensor:
         data = load_dataset(task, "test", seed=self.seed)
         if encoder.reads_text:
-            return selection.class_encodings(encoder, data)
+            return selection.class_encodings(encoder, data, encode=encode_texts)
         units = self.run.units(encoder, split_task(task)[0], "train")
         return selection.class_means(units.outputs(), self.run.labels(encoder, task)["train"], len(data.classes))
 

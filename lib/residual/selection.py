@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -37,8 +37,12 @@ def encode_texts(encoder: Encoder, texts: Sequence[str], *, batch: int = 256) ->
 
 
 @torch.no_grad()
-def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> Float[Tensor, "c d"]:
+def class_encodings(
+    encoder: Encoder, dataset: Dataset, *, encode: Callable[[Encoder, Sequence[str]], Tensor] = encode_texts
+) -> Float[Tensor, "c d"]:
     """One direction for each class, on the CPU: the normalised mean over templates of normalised text encodings.
+
+    encode: what encodes the prompts, such as one that keeps them.
 
     Where names repeat, as two of ImageNet's do, classes have equal directions, and the first of them is always chosen.
     Raises ValueError for an encoder without a text tower, and a single class.
@@ -51,7 +55,7 @@ def class_encodings(encoder: Encoder, dataset: Dataset, *, batch: int = 256) -> 
             "%s: class names %s repeat, and their classes cannot be told apart; at most %.1f %% of the images can be "
             "right", dataset.name, repeated[:5], 100 * (1 - lost),
         )  # fmt: skip
-    encodings = encode_texts(encoder, dataset.prompts(), batch=batch).unflatten(0, (-1, len(dataset.templates)))
+    encodings = encode(encoder, dataset.prompts()).unflatten(0, (-1, len(dataset.templates)))
     return F.normalize(encodings.mean(1), dim=1)
 
 
@@ -152,7 +156,7 @@ def ablate(units: StoredUnits, selected: Bool[Tensor, "l h"], means: StoredUnits
         raise ValueError(f"selected must have shape {list(shape)}, a value for each head, not {list(selected.shape)}")
     total = units.sum_of_heads(selected.cpu())
     if means is not None:
-        heads = means.head_pca().mean.double()
+        heads = means.head_means()
         total += (heads * ~selected[..., None]).sum((0, 1)) + means.block_moments.mean.double().sum(0)
     return total.float()
 

@@ -123,6 +123,11 @@ class StoredUnits:
         """Numbers of layers and heads."""
         return self.manifest.layers, self.manifest.heads
 
+    def head_means(self) -> Float64[Tensor, "l h d"]:
+        """The mean of every head in output space."""
+        means = self.head_moments.mean.double()[..., None, :] @ self.frames.head_frames.double()
+        return means[..., 0, :] + self.frames.head_constant.double()
+
     def head_pca(self) -> PCA:
         """PCA of every head in output space, from its moments: components [l h k d]."""
         return pca_from_moments(self.head_moments, self.frames.head_frames, self.frames.head_constant)

@@ -96,7 +96,12 @@ class Encoder(Loaded):
             return self.tower.forward(pixels)
 
     def encode_text(self, texts: Sequence, *, batch: int = 256) -> Float[Tensor, "t d"]:
-        """Encodings of a list of strings, not normalised; those longer than the tower reads are cut, with a warning.
+        """Encodings of a list of strings, not normalised. texts: as `check_texts` takes them."""
+        texts = self.check_texts(texts)
+        return torch.cat([self.text(self.model, texts[start : start + batch]) for start in range(0, len(texts), batch)])
+
+    def check_texts(self, texts: Sequence) -> list[str]:
+        """The same as a list, with a warning about those that are cut, as they are longer than the tower reads.
 
         Raises ValueError without a text tower or tokenizer, and for what is no string.
         """
@@ -112,7 +117,7 @@ class Encoder(Loaded):
         if cut := [text for text, long in zip(texts, self.too_long(texts), strict=True) if long]:
             told = "%s: %d of %d texts have more tokens than it reads, and are cut, such as %r"
             log.warning(told, self.name, len(cut), len(texts), cut[0][:60])
-        return torch.cat([self.text(self.model, texts[start : start + batch]) for start in range(0, len(texts), batch)])
+        return texts
 
     def check_pixels(self, pixels: Tensor) -> Float[Tensor, "n 3 h w"]:
         """Pixels as the model takes them, or a clear refusal.
