@@ -27,7 +27,7 @@ BY_TASK: dict[str, Callable[[pd.DataFrame], float]] = {  # of accuracies, tasks 
     "chance-does-not": lambda t: (t["U"] - t["R"]).mean(),
     "heads-carry": lambda t: t["H"].mean() / t["B"].mean(),
     "optimised-best": lambda t: (t["O"] - t["B"]).mean(),
-    "most-where-low": lambda t: (t["O"] - t["B"]).corr(t["B"], method="spearman"),
+    "most-where-low": lambda t: rank_correlation(t["O"] - t["B"], t["B"]),
     "rd-like-lin": lambda t: (t["RD"] - t["Lin"]).mean(),
     "rd-star-close": lambda t: (t["RD*"] - t["RD"]).mean(),
     "output-is-less": lambda t: (t["RD"] - t["RD_Y"]).mean(),
@@ -252,13 +252,17 @@ def hunchback(heads: np.ndarray) -> float:
 
 def trend(heads: np.ndarray) -> float:
     """Spearman's correlation of layer means with depth; heads: [l] or [l h]. Zero where nothing changes."""
-    from scipy.stats import rankdata  # takes a second to import
-
     values = _by_depth(heads)
     values = values.reshape(len(values), -1).mean(1)
-    if np.ptp(values) == 0:
-        return 0.0
-    return float(np.corrcoef(np.arange(len(values)), rankdata(values))[0, 1])
+    return 0.0 if np.ptp(values) == 0 else rank_correlation(np.arange(len(values)), values)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, as SciPy computes it but without its test, which takes most of the time; NaN for a constant."""
+    from scipy.stats import rankdata  # takes a second to import
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 def _by_depth(heads: np.ndarray) -> np.ndarray:

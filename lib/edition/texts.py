@@ -14,7 +14,7 @@ from residual.encoders.encoder import Encoder
 from residual.files import file_name, locked
 from residual.tensors import DamagedFileError, cache_key, code_key, read_tensors, write_tensors
 
-PROBE = ["A photo of 2 small, grey-blue birds drawn in ink: what is it like?"]
+PROBE = ["A photo of 2 grey-blue birds."]
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Float[Tensor, "t d"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -121,10 +122,15 @@ def _manifest_and_folder(
         batch=options.batch,
         shard=options.shard,
         coordinates=options.coordinates,
-        versions={library: version(library) for library in LIBRARIES},
+        versions=_versions(),
     )
     key = hashlib.sha256(manifest.model_dump_json(exclude={"versions"}).encode()).hexdigest()[:12]
     return manifest, Path(root) / file_name(Path(encoder.name).name, data.name, data.split, key)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {library: version(library) for library in LIBRARIES}
 
 
 def _resume(folder: Path, wanted: Manifest, name: str) -> Manifest:

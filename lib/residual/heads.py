@@ -224,15 +224,16 @@ def specialisation(shares: pd.DataFrame) -> pd.DataFrame:
     that of equal shares: 0 where all factors explain the same, 1 where one explains everything. driver: the factor with
     the largest share, or "none" where none is above its null; index is then missing.
     """
-    rows = []
-    for (layer, head), of_head in shares.groupby(["layer", "head"]):
-        real = of_head["share"].where(of_head["share"] > of_head["null"], 0.0).to_numpy()
+    rows, factors = [], shares["factor"].to_numpy()
+    above = shares["share"].where(shares["share"] > shares["null"], 0.0).to_numpy()
+    for (layer, head), at in shares.groupby(["layer", "head"]).indices.items():
+        real = above[at]
         if real.sum() <= 0:
             rows.append((layer, head, "none", 0.0, math.nan))
             continue
         parts = real / real.sum()
         entropy = -sum(p * math.log(p) for p in parts if p > 0)
-        driver = of_head["factor"].iloc[int(real.argmax())]
+        driver = factors[at[real.argmax()]]
         rows.append((layer, head, driver, float(real.max()), 1 - entropy / math.log(len(parts))))
     return pd.DataFrame(rows, columns=["layer", "head", "driver", "share", "index"])
 

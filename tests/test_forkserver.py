@@ -1,0 +1,153 @@
+"""A fork runs a chapter as a process of its own would, and ends with whoever asked for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from edition.forkserver import ADDRESS
+from edition.run import KEPT
+
+PAGE = """# Forked
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+profile: str = "few"
+seed: int = 0
+```
+
+```{code-cell} ipython3
+import os
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from edition.chapter import Chapter
+
+run = Chapter("forked", globals())
+```
+
+```{code-cell} ipython3
+plt.plot([seed, 1]);
+```
+
+```{code-cell} ipython3
+print(Path.cwd().name, os.environ["MARK"], Path(sys.argv[0]).name, plt.get_backend())
+```
+
+```{code-cell} ipython3
+Path("pids").write_text(f"{os.getpid()} {os.getppid()}")
+while Path("wait").exists():
+    time.sleep(0.1)
+```
+"""
+START = (
+    f"import os; from edition.forkserver import start_server; start_server(1); print(os.environ['{ADDRESS}']); input()"
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen]:
+    """A process that has started a server; its `.address`."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    starter = subprocess.Popen([sys.executable, "-u", "-c", START], **pipes)
+    starter.address = starter.stdout.readline().strip()
+    yield starter
+    starter.kill()
+    starter.wait()
+
+
+@pytest.fixture
+def folder(project: Path) -> Path:
+    (project / "book/forked.md").write_text(PAGE)
+    return project
+
+
+def client(folder: Path, address: str, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "edition.forkserver", "book/forked.md", "--cells", "cells", "--out", *more]
+    environment = os.environ | {ADDRESS: address, "MARK": "ours"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+
+
+def until(holds: Callable[[], object], seconds: float = 120) -> bool:
+    limit = time.monotonic() + seconds
+    while not (found := holds()) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return bool(found)
+
+
+def waiting(folder: Path, address: str) -> tuple[subprocess.Popen, list[int]]:
+    """A client whose chapter waits in its last cell, and the processes of its kernel and its runner."""
+    (folder / "wait").touch()
+    run = client(folder, address, "out.ipynb")
+    assert until(lambda: (folder / "pids").is_file() and (folder / "pids").read_text())
+    return run, [int(pid) for pid in (folder / "pids").read_text().split()]
+
+
+def ended(pids: list[int]) -> bool:
+    return until(lambda: not any(map(psutil.pid_exists, pids)))
+
+
+def test_a_fork_runs_a_chapter_as_a_process_of_its_own_would(folder, server):
+    def outputs(address: str, name: str) -> list:
+        run = client(folder, address, name, "-p", "seed", "3")
+        _, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, errors
+        assert (folder / name).with_suffix(".cost.json").is_file()
+        return [cell.get("outputs") for cell in nbformat.read(folder / name, as_version=4).cells]
+
+    forked = outputs(server.address, "forked.ipynb")
+    assert forked == outputs("", "alone.ipynb")
+    assert "image/svg+xml" in forked[-3][0]["data"]
+    assert forked[-2][0]["text"].startswith(f"{folder.name} ours ipykernel_launcher")
+
+
+def test_bad_parameters_are_told_by_the_client(folder, server):
+    run = client(folder, server.address, "out.ipynb", "-p", "seed", "-1")
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert errors.startswith("error: seed = -1: ")
+
+
+@pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+def test_a_chapter_ends_with_its_client(folder, server, sign, status):
+    run, pids = waiting(folder, server.address)
+    run.send_signal(sign)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == status
+    assert ended(pids)
+    if sign == signal.SIGINT:
+        assert errors.strip().endswith(f"stopped. {KEPT}")
+
+
+def test_a_runner_that_is_killed_is_told_and_takes_its_kernel_along(folder, server):
+    run, (kernel, runner) = waiting(folder, server.address)
+    os.kill(runner, signal.SIGKILL)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 137
+    assert errors.endswith("error: the process of this chapter died, probably out of memory\n")
+    assert ended([kernel, runner])
+
+
+def test_a_server_ends_with_the_process_that_started_it(folder, server):
+    children = [child.pid for child in psutil.Process(server.pid).children()]
+    assert len(children) == 1
+    server.kill()
+    server.wait()
+    assert ended(children)
+    run = client(folder, server.address, "out.ipynb")
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
