@@ -44,7 +44,7 @@ plt.plot([seed, 1]);
 ```
 
 ```{code-cell} ipython3
-print(Path.cwd().name, os.environ["MARK"], Path(sys.argv[0]).name, plt.get_backend())
+print(Path.cwd().name, os.environ["MARK"], Path(sys.argv[0]).stem, plt.get_backend())
 ```
 
 ```{code-cell} ipython3
@@ -62,11 +62,10 @@ START = (
 def server() -> Iterator[subprocess.Popen]:
     """A process that has started a server; its `.address`."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    starter = subprocess.Popen([sys.executable, "-u", "-c", START], **pipes)
-    starter.address = starter.stdout.readline().strip()
-    yield starter
-    starter.kill()
-    starter.wait()
+    with subprocess.Popen([sys.executable, "-c", START], **pipes) as starter:
+        starter.address = starter.stdout.readline().strip()
+        yield starter
+        starter.kill()
 
 
 @pytest.fixture
@@ -138,7 +137,7 @@ def test_a_runner_that_is_killed_is_told_and_takes_its_kernel_along(folder, serv
     os.kill(runner, signal.SIGKILL)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 137
-    assert errors.endswith("error: the process of this chapter died, probably out of memory\n")
+    assert "error: the process of this chapter died, probably out of memory\n" in errors
     assert ended([kernel, runner])
 
 
