@@ -257,7 +257,7 @@ def trend(heads: np.ndarray) -> float:
     return 0.0 if np.ptp(values) == 0 else rank_correlation(np.arange(len(values)), values)
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+def rank_correlation(a: np.ndarray | pd.Series, b: np.ndarray | pd.Series) -> float:
     """Spearman's, as SciPy computes it but without its test, which takes most of the time; NaN for a constant."""
     from scipy.stats import rankdata  # takes a second to import
 
