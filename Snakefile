@@ -24,7 +24,7 @@ DEVICE = config.get("device")
 # Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Chapters make small ones themselves.
 UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1", "true", "yes")
 PARTS = int(config.get("parts", 1))  # jobs that share one extraction
-RUN = f"{PYTHON} -m edition.plan {shlex.quote(str(PROFILE_FILE))} --device {DEVICE or 'cpu'}{' --compile' * bool(config.get('compile'))} --run"
+RUN = f"{PYTHON} -m edition.forkserver plan {shlex.quote(str(PROFILE_FILE))} --device {DEVICE or 'cpu'}{' --compile' * bool(config.get('compile'))} --run"
 JOBS = {}
 if UNITS:
     from edition.plan import jobs_by_chapter
@@ -125,7 +125,7 @@ rule chapter:
     shell:
         """
         rm -f {output}.failed
-        OMP_NUM_THREADS={threads} {PYTHON} -m edition.forkserver {wildcards.chapter} --profile {params.profile} --out {output} \
+        OMP_NUM_THREADS={threads} {PYTHON} -m edition.forkserver run {wildcards.chapter} --profile {params.profile} --out {output} \
             --cells {params.cells} {params.device} > {log} 2>&1 || {{ test $? = 1 && test -f {output} && touch {output}.failed; }}
         """
 

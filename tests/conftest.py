@@ -1,4 +1,7 @@
-"""Small real encoders of every family, so that most tests take milliseconds."""
+"""Small real encoders of every family, so that most tests take milliseconds.
+
+What takes seconds to import is imported where it is used: the process that hands out tests needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,16 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import pytest
-import torch
-import transformers as hf
 
-from edition.inputs import task_split
 from edition.pages import project_root
-from residual import Encoder, load_encoder
-from residual.data.dataset import Dataset
-from residual.data.hub import read as hub
+
+if TYPE_CHECKING:
+    import torch
+
+    from residual import Encoder
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 TOWERS = {
@@ -53,6 +55,8 @@ def pytest_collection_modifyitems(items):
 
 def shake(encoder: Encoder, seed: int = 0) -> Encoder:
     """Biases, LayerNorm weights and layer scales at random: at initialisation Eq. 1 is too easy."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     for parameter in encoder.model.parameters():
         if parameter.ndim == 1:
@@ -61,6 +65,8 @@ def shake(encoder: Encoder, seed: int = 0) -> Encoder:
 
 
 def pixels_of(encoder: Encoder, count: int = 3, seed: int = 0) -> torch.Tensor:
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, *encoder.tower.image_size, generator=generator)
 
@@ -91,7 +97,9 @@ def write_config(folder, kind: str) -> None:
         config = {"model_cfg": {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
         (folder / "open_clip_config.json").write_text(json.dumps(config))
     else:
-        hf.AutoConfig.for_model(kind.split("-")[0], **TOWERS[kind]).save_pretrained(folder)
+        from transformers import AutoConfig
+
+        AutoConfig.for_model(kind.split("-")[0], **TOWERS[kind]).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +124,8 @@ def _own_environment():
 @pytest.fixture
 def small(folders):
     """small(kind) builds one of FAMILIES with shaken random weights."""
+    from residual import load_encoder
+
     return lambda kind, **options: shake(load_encoder(str(folders / kind), pretrained=False, **options))
 
 
@@ -126,6 +136,10 @@ def encoder(small):
 
 @pytest.fixture
 def dataset():
+    import torch
+
+    from residual.data.dataset import Dataset
+
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (70, 3, 32, 32), generator=generator, dtype=torch.uint8)
     return Dataset("noise", "train", images, torch.arange(70) % 3, ("a", "b", "c"), ("{}",))
@@ -174,6 +188,11 @@ def project(tmp_path):
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """Data sets are read and kept apart from other tests' and the user's."""
+    import datasets
+
+    from edition.inputs import task_split
+    from residual.data.hub import read as hub
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()

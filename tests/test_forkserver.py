@@ -1,4 +1,4 @@
-"""A fork runs a chapter as a process of its own would, and ends with whoever asked for it."""
+"""A fork does a job as a process of its own would, and ends with whoever asked for it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def folder(project: Path) -> Path:
 
 
 def client(folder: Path, address: str, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "edition.forkserver", "book/forked.md", "--cells", "cells", "--out", *more]
+    command = [sys.executable, "-m", "edition.forkserver", "run", "book/forked.md", "--cells", "cells", "--out", *more]
     environment = os.environ | {ADDRESS: address, "MARK": "ours"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
@@ -137,7 +137,7 @@ def test_a_runner_that_is_killed_is_told_and_takes_its_kernel_along(folder, serv
     os.kill(runner, signal.SIGKILL)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 137
-    assert "error: the process of this chapter died, probably out of memory\n" in errors
+    assert "error: the process of edition.run died, probably out of memory\n" in errors
     assert ended([kernel, runner])
 
 
