@@ -39,7 +39,8 @@ def share(jobs):
     return max(1, workflow.cores // jobs)
 
 
-# Not for jobs on other nodes; nor on a GPU, or macOS, whose libraries do not survive a fork.
+# For jobs on this machine. With a GPU they differ in threads, of which a server has one number; macOS does not let a
+# process with these libraries fork.
 onstart:
     if workflow.local_exec and not DEVICE and sys.platform == "linux":
         start_server(threads=share(len(CHAPTERS)))
@@ -81,13 +82,13 @@ rule unit:
         job=r"[^/]+--[0-9a-f]{6}",
     log:
         f"{LOGS}/units/{{job}}.log",
-    threads: 4 if DEVICE else 1  # on a GPU they decode images
+    threads: 4 if DEVICE else share(len(CHAPTERS))  # on a GPU they decode images
     retries: 2
     resources:
         gpu=1 if DEVICE else 0,
     params:
         run=RUN,
-        workers=lambda _, threads: threads - 1,
+        workers=lambda _, threads: threads - 1 if DEVICE else 0,
     shell:
         "OMP_NUM_THREADS={threads} {params.run} {wildcards.job:q} --workers {params.workers} > {log:q} 2>&1"
 
@@ -101,7 +102,7 @@ use rule unit as part with:
         f"{LOGS}/units/{{job}}.{{i}}-of-{{n}}.log",
     params:
         run=RUN,
-        workers=lambda part, threads: f"{threads - 1} --part {part.i}/{part.n}",
+        workers=lambda part, threads: f"{threads - 1 if DEVICE else 0} --part {part.i}/{part.n}",
 
 
 rule chapter:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -53,19 +54,25 @@ while Path("wait").exists():
     time.sleep(0.1)
 ```
 """
-START = (
-    f"import os; from edition.forkserver import start_server; start_server(1); print(os.environ['{ADDRESS}']); input()"
-)
+START = f"""
+import os, sys
+from edition.forkserver import start_server
+start_server(1)
+print(os.environ["{ADDRESS}"], flush=True)
+sys.stdin.read()
+"""
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the Snakefile starts a server on Linux alone")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[subprocess.Popen]:
     """A process that has started a server; its `.address`."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", START], **pipes) as starter:
+    with subprocess.Popen([sys.executable, "-c", START], **PIPES) as starter:
         starter.address = starter.stdout.readline().strip()
         yield starter
-        starter.kill()
+        starter.stdin.close()
 
 
 @pytest.fixture
@@ -97,7 +104,13 @@ def waiting(folder: Path, address: str) -> tuple[subprocess.Popen, list[int]]:
 
 
 def ended(pids: list[int]) -> bool:
-    return until(lambda: not any(map(psutil.pid_exists, pids)))
+    return until(lambda: not any(map(alive, pids)))
+
+
+def alive(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def test_a_fork_runs_a_chapter_as_a_process_of_its_own_would(folder, server):
@@ -141,12 +154,21 @@ def test_a_runner_that_is_killed_is_told_and_takes_its_kernel_along(folder, serv
     assert ended([kernel, runner])
 
 
-def test_a_server_ends_with_the_process_that_started_it(folder, server):
-    children = [child.pid for child in psutil.Process(server.pid).children()]
-    assert len(children) == 1
-    server.kill()
-    server.wait()
-    assert ended(children)
-    run = client(folder, server.address, "out.ipynb")
-    _, errors = run.communicate(timeout=300)
-    assert run.returncode == 0, errors
+def test_options_that_are_none_are_refused_as_elsewhere(folder, server):
+    run = client(folder, server.address, "out.ipynb", "--none")
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert "unrecognized arguments: --none" in errors
+
+
+@pytest.mark.parametrize("killed", ["server", "starter"])
+def test_without_a_server_chapters_run_by_themselves(folder, killed):
+    with subprocess.Popen([sys.executable, "-c", START], **PIPES) as starter:
+        address = starter.stdout.readline().strip()
+        (forks,) = psutil.Process(starter.pid).children()
+        os.kill(forks.pid if killed == "server" else starter.pid, signal.SIGKILL)
+        assert ended([forks.pid])
+        run = client(folder, address, "out.ipynb")
+        _, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, errors
+        starter.stdin.close()

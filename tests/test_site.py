@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 from playwright.sync_api import sync_playwright
 
+from edition.forkserver import STARTED
 from edition.pages import chapter_path, chapters, project_root
 from edition.pdf import FLAGS, PDFError, write_pdf
 
@@ -43,6 +44,7 @@ def site():
     with FileLock(ROOT / "_build/.tiny.lock"):  # another process of tests may be building it
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Nothing to be done" in done.stdout + done.stderr or STARTED in done.stderr or sys.platform != "linux"
     again = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Nothing to be done" in again.stdout + again.stderr
     return (ROOT / target).parent

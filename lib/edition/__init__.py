@@ -2,5 +2,5 @@
 
 import sys
 
-# None refuses its import: jsonschema takes a second to load it, for a check of addresses that nothing here needs.
+# None makes its import fail: jsonschema takes a second to load it, for a check of addresses that nothing here needs.
 sys.modules.setdefault("rfc3987_syntax", None)

@@ -123,7 +123,7 @@ def parity_rows(tasks: Tasks, encoder: Encoder) -> Iterator[tuple]:
     units = {split: tasks.run.units(encoder, "shapes", split) for split in parts}
     factors = {split: data.factors for split, (data, _) in parts.items()}
     labels = {split: (part["shape"].values + part["colour"].values) % 2 for split, part in factors.items()}
-    classes, bases = selection.encode_texts(encoder, PARITY), tasks.bases(encoder, "RD")
+    classes, bases = encode_texts(encoder, PARITY), tasks.bases(encoder, "RD")
     outputs = {split: part.outputs() for split, part in units.items()}
     scores = {split: alignment.component_scores(part, bases) for split, part in units.items()}
     for method, basis, inputs in (("Lin", None, outputs), ("RD", bases, scores)):

@@ -63,8 +63,8 @@ class Chapter:
             print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
         self._checked: dict[Extraction, Path] = {}  # -> the folder of its units
-        self._weights: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()  # -> their hash; chapters change none
-        # Not before there is a kernel, whose figures it shows from then on.
+        self._weights: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()  # -> their hash; no chapter changes them
+        # Imported in the kernel: at its first import it hooks itself into the running IPython.
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
@@ -109,9 +109,9 @@ class Chapter:
             return load_units(folder, verify=False)
         if encoder not in self._weights:
             self._weights[encoder] = encoder.weights_hash()
-        options = {"weights_hash": self._weights[encoder]}
+        weights_hash = self._weights[encoder]
         with Path(os.environ[DOING]).open("w") if DOING in os.environ else nullcontext(False) as progress:
-            units = extraction.units(encoder, extraction.data(), progress=progress, **options)
+            units = extraction.units(encoder, extraction.data(), progress=progress, weights_hash=weights_hash)
         self._checked[extraction] = units.folder
         return units
 

@@ -20,10 +20,10 @@ from nbclient.exceptions import DeadKernelError
 
 from edition import forked_kernel
 from edition.devices import one_gpu
+from edition.forked_kernel import MEMORY
 from edition.pages import DOING, project_root
 from residual.files import locked, write_bytes
 
-MEMORY = "probably out of memory"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CELLS = "{n_fmt} of {total_fmt}\n"  # a line of the file of progress
 
@@ -76,7 +76,7 @@ def execute_chapter(source: Path, out: Path, parameters: dict[str, Any], *, cell
             os.environ[DOING] = str(cells.with_suffix(".doing").absolute())
             bar = {"file": stack.enter_context(cells.open("w")), "bar_format": CELLS, "mininterval": 0}
         options = {"cwd": str(project_root()), "kernel_name": "python3", "kernel_manager_class": LocalKernel}
-        options["shutdown_kernel"] = "immediate"  # all is written; a kernel that ends by itself may wait for seconds
+        options["shutdown_kernel"] = "immediate"  # all is written, and to end by itself may take a kernel seconds
         try:
             papermill.execute_notebook(str(draft), str(out), parameters, progress_bar=bar, **options)
         except papermill.PapermillExecutionError as error:

@@ -7,9 +7,11 @@ import os
 import sys
 from socket import socket
 
+MEMORY = "probably out of memory"  # why a process was killed
+
 
 class ForkedKernel:
-    """A forked process that waits to become a kernel; it has what Jupyter asks of a `Popen`."""
+    """A forked process that waits to become a kernel; it has what Jupyter uses of a `Popen`."""
 
     stdin = stdout = stderr = None
 
@@ -22,14 +24,15 @@ class ForkedKernel:
             os.close(write)
             client.close()
             _become_kernel(read)
-            sys.exit()
+            os._exit(0)
         os.close(read)
         self.orders = os.fdopen(write, "w")
 
     def launch(self, command: list[str], environment: dict[str, str], folder: str) -> None:
-        """Let it become the kernel that this command, `python -m MODULE ...`, would be."""
+        """Let it become the kernel that this command, `python -m MODULE ...`, would be; it ends with this process."""
+        arguments = [*command[2:], f"--IPKernelApp.parent_handle={os.getpid()}"]
         with self.orders:
-            json.dump({"arguments": command[2:], "environment": environment, "folder": folder}, self.orders)
+            json.dump({"arguments": arguments, "environment": environment, "folder": folder}, self.orders)
 
     def poll(self, options: int = os.WNOHANG) -> int | None:
         """Its exit status; None while it runs."""
@@ -48,13 +51,15 @@ class ForkedKernel:
 
 def _become_kernel(orders: int) -> None:
     os.setsid()
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
     with os.fdopen(orders) as file:
         text = file.read()
     if not text:  # its runner has ended without it
         return
     given = json.loads(text)
     adopt(given["folder"], given["environment"])
-    sys.argv = [*given["arguments"], f"--IPKernelApp.parent_handle={os.getppid()}"]  # it ends with its runner
+    sys.argv = given["arguments"]
     from ipykernel.kernelapp import launch_new_instance
 
     launch_new_instance()
@@ -67,4 +72,4 @@ def adopt(folder: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-kernel: ForkedKernel | None = None  # where this process was forked to run a chapter
+kernel: ForkedKernel | None = None  # the one that was forked for this process's chapter, if any

@@ -9,7 +9,6 @@ forks the kernel that it will talk to.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import json
@@ -20,7 +19,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 
 from edition import forked_kernel
@@ -35,44 +37,52 @@ IMPORTS = (  # of runners, then of kernels
     "torchvision.transforms.functional", "torchvision.utils",
 )  # fmt: skip
 INLINE = "module://matplotlib_inline.backend_inline"  # kernels' backend, which matplotlib asks for when it is imported
+THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")]  # read by imports as well
+PATIENCE = 5  # seconds in which a process that is stopped may end
 INTERRUPTED, KILLED = 130, 137  # the status of a process that Ctrl-C ended, and of one that was killed
+STARTED = "Jobs are forks of one process, which imports once for all."
 
 _kept: list[object] = []  # until this process ends
 
 
 def start_server(threads: int) -> None:
-    """Start a server for what this process runs; it ends with this process. threads: of OpenMP, in every job."""
+    """Start a server for what this process runs; it ends with this process. threads: of every job."""
     folder = TemporaryDirectory(prefix="residual-")
     os.environ[ADDRESS] = address = f"{folder.name}/forks"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen()
-    read, write = os.pipe()  # the server reads the end of this process
-    command = [sys.executable, "-c", f"from edition.forkserver import serve; serve({listener.fileno()})"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MPLBACKEND": INLINE}
-    subprocess.Popen(command, stdin=read, pass_fds=[listener.fileno()], env=environment)
+    read, write = os.pipe()  # where the server sees that this process has ended
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        command = [sys.executable, "-c", f"from edition.forkserver import serve; serve({listener.fileno()})"]
+        environment = os.environ | dict.fromkeys(THREADS, str(threads)) | {"MPLBACKEND": INLINE}
+        server = subprocess.Popen(command, stdin=read, pass_fds=[listener.fileno()], env=environment)
     os.close(read)
-    _kept.extend((folder, listener, write))
+    _kept.extend((folder, write, server))
+    print(STARTED, file=sys.stderr)
 
 
 def serve(listener: int) -> None:
     """Fork for each client, until the process that started this one ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C, which reaches the clients too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the clients, which stop their runners
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no zombies stay
     server = socket.socket(fileno=listener)
     while server in select.select([server, 0], [], [])[0]:
         client, _ = server.accept()
         for name in IMPORTS:
             importlib.import_module(name)
-        gc.freeze()  # no fork looks through what was imported, which would copy it
+        gc.freeze()  # or the garbage collector of every fork touches, and so copies, what was imported
+        sys.stdout.flush(), sys.stderr.flush()
         if os.fork() == 0:
             server.close()
-            sys.exit(_run(client))
+            _run(client)
         client.close()
 
 
-def _run(client: socket.socket) -> int:
-    """In a fork: do a client's job with the client's files, folder and environment; returns the exit status."""
+def _run(client: socket.socket) -> None:
+    """In a fork: do a client's job with the client's files, folder and environment, tell its exit status, and end.
+
+    It ends at once: what the imports have left to be done at the end of a process is the server's.
+    """
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -85,21 +95,28 @@ def _run(client: socket.socket) -> int:
     program, *arguments = request["arguments"]
     if program == "run":
         forked_kernel.kernel = forked_kernel.ForkedKernel(client)
-    threading.Thread(target=_stop_without, args=[client], daemon=True).start()
-    status = 1
+    threading.Thread(target=_stop_with, args=[client], daemon=True).start()
     try:
         status = _main_of(program)(arguments)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with contextlib.suppress(BrokenPipeError):
-            client.sendall(str(status).encode())
-    return status
+    except SystemExit as end:  # of argparse
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(OSError):
+        sys.stdout.flush(), sys.stderr.flush()
+    with suppress(BrokenPipeError):
+        client.sendall(str(status).encode())
+    os._exit(status)
 
 
-def _stop_without(client: socket.socket) -> None:
-    """Stop this process when its client ends."""
+def _stop_with(client: socket.socket) -> None:
+    """Stop this process when its client ends; again after a while, as an interrupt in a callback may get lost."""
     client.recv(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
 
 
 def _main_of(program: str) -> Callable[[list[str]], int]:
@@ -116,17 +133,25 @@ def main(arguments: list[str]) -> int:
             server.connect(os.environ.get(ADDRESS, ""))
         except OSError:
             return _main_of(arguments[0])(arguments[1:])
-        request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+        status = _ask(server, arguments)
+    if status is None:
+        print(f"error: the process of edition.{arguments[0]} died, {forked_kernel.MEMORY}", file=sys.stderr)
+    return KILLED if status is None else status
+
+
+def _ask(server: socket.socket, arguments: list[str]) -> int | None:
+    """The exit status of a fork that does a job for this process; None if it was killed."""
+    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+    try:
         socket.send_fds(server, [b"-"], [0, 1, 2])
         server.sendall(json.dumps(request).encode() + b"\n")
-        try:
-            answer = server.recv(16)
-        except KeyboardInterrupt:
-            server.shutdown(socket.SHUT_WR)  # which stops the runner
-            return int(server.recv(16) or INTERRUPTED)
-    if not answer:
-        print(f"error: the process of edition.{arguments[0]} died, probably out of memory", file=sys.stderr)
-    return int(answer or KILLED)
+        answer = server.recv(16)
+    except KeyboardInterrupt:
+        server.shutdown(socket.SHUT_WR)  # which stops the runner
+        return int(server.recv(16) or INTERRUPTED)
+    except ConnectionError:  # the server died
+        return None
+    return int(answer) if answer else None
 
 
 if __name__ == "__main__":

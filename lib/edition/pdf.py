@@ -47,7 +47,7 @@ def write_pdf(site: Path, out: Path) -> Path:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise PDFError(f"{' '.join(command[:3])} failed: {(done.stderr or done.stdout)[-2000:]}")
+        raise PDFError(f"{' '.join(command[:4])} failed: {(done.stderr or done.stdout)[-2000:]}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,22 +15,25 @@ from residual.encoders.encoder import Encoder
 from residual.files import file_name, locked
 from residual.tensors import DamagedFileError, cache_key, code_key, read_tensors, write_tensors
 
-PROBE = ["A photo of 2 grey-blue birds."]
+PROBES = ["sky", "A photo of 2 grey-blue birds."]  # of two lengths, the shorter of which is padded
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Float[Tensor, "t d"]:
     """`residual.selection.encode_texts`, with a copy in _build/texts that is read instead of encoding them again.
 
-    The copy's name changes with the texts, and with the encoding of a sentence, which shows weights and tokenizer.
+    The copy's name changes with the texts, the code that encodes, and the encodings of two other texts, which show
+    weights, tokenizer and library.
     """
-    texts = encoder.check_texts(texts)
-    key = cache_key(code_key(selection.encode_texts), encoder.encode_text(PROBE), *texts)
+    code = code_key(sys.modules[encoder.text.__module__], selection.encode_texts) if encoder.reads_text else ""
+    key = cache_key(code, encoder.encode_text(PROBES), *texts)
     path = project_root() / "_build/texts" / f"{file_name(Path(encoder.name).name, key)}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock"), str(path)):
         try:
-            return read_tensors(path)[0]["encodings"]
+            kept = read_tensors(path)[0]["encodings"]
         except (FileNotFoundError, DamagedFileError):
             encodings = selection.encode_texts(encoder, texts)
             write_tensors(path, {"encodings": encodings}, {})
             return encodings
+    encoder.check_texts(texts)  # which tells those that were cut
+    return kept

@@ -59,7 +59,7 @@ def extract(
     interruption can cost. workers: processes that decode images. part: (i, n) for every n-th shard from the i-th
     on, so that n runs share the work, on one machine or several; these return None, and a later run without `part`
     merges their shards.
-    weights_hash: the encoder's, where it was computed before, as it takes longer than to find a finished extraction.
+    weights_hash: the encoder's, if already computed: that takes longer than to find a finished extraction.
     A finished extraction is checked and returned; an unfinished one is resumed; a second run on the same folder
     waits for the first.
     Raises ValueError for bad arguments, StoreError where a folder holds something else, OSError when the disk is full.

@@ -42,8 +42,7 @@ def class_encodings(
 ) -> Float[Tensor, "c d"]:
     """One direction for each class, on the CPU: the normalised mean over templates of normalised text encodings.
 
-    encode: what encodes the prompts, such as one that keeps them.
-
+    encode: how prompts are encoded, for example by a function that keeps encodings on disk.
     Where names repeat, as two of ImageNet's do, classes have equal directions, and the first of them is always chosen.
     Raises ValueError for an encoder without a text tower, and a single class.
     """
@@ -154,7 +153,8 @@ def ablate(units: StoredUnits, selected: Bool[Tensor, "l h"], means: StoredUnits
     shape = units.head_grid
     if tuple(selected.shape) != shape:
         raise ValueError(f"selected must have shape {list(shape)}, a value for each head, not {list(selected.shape)}")
-    total = units.sum_of_heads(selected.cpu())
+    selected = selected.cpu()
+    total = units.sum_of_heads(selected)
     if means is not None:
         heads = means.head_means()
         total += (heads * ~selected[..., None]).sum((0, 1)) + means.block_moments.mean.double().sum(0)

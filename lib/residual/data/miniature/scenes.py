@@ -121,8 +121,8 @@ def draw_scenes(
 
 def joined(parts: Iterable[Drawn]) -> Drawn:
     """Parts of a batch of drawn images, one after another."""
-    first, *_ = parts = list(parts)
-    return type(first)(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(first)))
+    parts = list(parts)
+    return type(parts[0])(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(parts[0])))
 
 
 def sample_scenes(
