@@ -186,6 +186,13 @@ def project(tmp_path):
 
 
 @pytest.fixture
+def inside(project, monkeypatch):
+    """The project's copy, as the folder that is worked in."""
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """Data sets are read and kept apart from other tests' and the user's."""
     import datasets

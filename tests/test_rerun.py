@@ -50,13 +50,6 @@ def run_in(folder: Path, *command: str, **environment: str) -> subprocess.Comple
     return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture
-def inside(project, monkeypatch):
-    """The project's copy, as the folder that is worked in."""
-    monkeypatch.chdir(project)
-    return project
-
-
 @pytest.mark.parametrize(
     ("changed", "name"),
     [

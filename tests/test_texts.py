@@ -13,12 +13,6 @@ from residual import selection
 TEXTS = ["a red circle", "a blue one", "a flag of somewhere far away"]
 
 
-@pytest.fixture
-def inside(project, monkeypatch):
-    monkeypatch.chdir(project)
-    return project
-
-
 def counted(encoder):
     """The same encoder, and a list of the texts that it encodes from now on."""
     seen = []

@@ -111,10 +111,17 @@ def pca_from_moments(
         return PCA(moments.mean, _fix_signs(vectors.mT.flip(-2)), eigenvalues.flip(-1).clamp(min=0))
     basis, factor = isometry(frame)
     eigenvalues, vectors = torch.linalg.eigh(factor @ moments.covariance @ factor.mT)
-    mean = (moments.mean[..., None, :] @ frame.double())[..., 0, :]
-    mean = mean if constant is None else mean + constant.double()
+    mean = framed_mean(moments, frame, constant)
     components = vectors.mT.flip(-2) @ basis.mT
     return PCA(mean, _fix_signs(components), eigenvalues.flip(-1).clamp(min=0))
+
+
+def framed_mean(
+    moments: Moments, frame: Float[Tensor, "... k d"], constant: Tensor | None = None
+) -> Float64[Tensor, "... d"]:
+    """The mean of c @ frame + constant, from the moments of c, in double precision."""
+    mean = (moments.mean[..., None, :] @ frame.double())[..., 0, :]
+    return mean if constant is None else mean + constant.double()
 
 
 def uncentred_pca(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from residual.files import checksum
-from residual.spectrum import PCA, Moments, isometry, pca_from_moments
+from residual.spectrum import PCA, Moments, framed_mean, isometry, pca_from_moments
 from residual.units import Frames, residual_units
 
 MANIFEST, FRAMES = "manifest.json", "frames.safetensors"
@@ -125,8 +125,7 @@ class StoredUnits:
 
     def head_means(self) -> Float64[Tensor, "l h d"]:
         """The mean of every head in output space."""
-        means = self.head_moments.mean.double()[..., None, :] @ self.frames.head_frames.double()
-        return means[..., 0, :] + self.frames.head_constant.double()
+        return framed_mean(self.head_moments, self.frames.head_frames, self.frames.head_constant)
 
     def head_pca(self) -> PCA:
         """PCA of every head in output space, from its moments: components [l h k d]."""
