@@ -31,9 +31,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "error: Python 3.11, 3.12 or 3.13 is needed, not " + sys.version.split()[0] + "; make book PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time takes some minutes."
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[book,test]' | $(COUNTED)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -c constraints.txt -e '.[book,test]' | $(COUNTED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL) || \
 		echo "$(REAL) could not be installed; the pages leave out its encoder."
+	@echo "  compiling, on every core, which pip does on one"
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # other libraries ship code for other versions too
 	@touch $@
 
 book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEVICE=cuda)

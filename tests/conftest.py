@@ -151,7 +151,7 @@ pursuit: *one
 semantics: *one
 heads: *one
 similarity: {profile: few, encoders: [mini-openclip], dataset: digits, images: 100, others: [shapes]}
-ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 400}
+ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 150}
 selection: &tasks {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], images: 300}
 alignment: {<<: *tasks, finetune: [], seeds: 1}
 learned: *tasks

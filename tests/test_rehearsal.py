@@ -74,7 +74,6 @@ def rehearsal(profile: dict) -> dict:
             own["base_tolerance"] = 1.0
         if "seeds" in own:
             own["seeds"] = 1
-    given["ground_truth"]["images"] = 400
     small = {"profile": "rehearsal", "encoders": ["mini-openclip"], "controls": [], "tasks": ["digits"], "images": 100}
     given["zoo"] = small
     return given

@@ -21,7 +21,7 @@ from residual.data.dataset import Dataset
 from residual.extraction import pixels_for
 from residual.files import write_bytes
 from residual.spectrum import pca
-from residual.store import StoreError
+from residual.store import StoreError, join_units
 
 OPTIONS = {"coordinates": "float32", "batch": 8, "shard": 16, "progress": False}
 
@@ -45,6 +45,24 @@ def test_moments_and_coordinates_are_those_of_the_units(encoder, dataset, tmp_pa
     torch.testing.assert_close(stored.block_coordinates(2), units["L1.MLP"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(stored.output_moments.mean.float(), units.output.mean(0), rtol=1e-4, atol=1e-5)
     assert torch.equal(stored.class_labels(), dataset.labels)
+
+
+def test_joined_parts_are_the_whole(encoder, dataset, small, tmp_path):
+    whole = extract(encoder, dataset, root=tmp_path, **OPTIONS)
+    images = dataset.head(40), dataset._take(torch.arange(40, 70))
+    parts = [extract(encoder, part, root=tmp_path, **OPTIONS) for part in images]
+    joined = join_units(parts)
+    assert joined.manifest.count == joined.head_moments.count == 70
+    for name in ("head_moments", "block_moments", "output_moments"):
+        ours, theirs = getattr(joined, name), getattr(whole, name)
+        torch.testing.assert_close(ours.mean, theirs.mean)
+        torch.testing.assert_close(ours.scatter, theirs.scatter)
+    torch.testing.assert_close(joined.head_coordinates(1, 2), whole.head_coordinates(1, 2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(joined.outputs(), whole.outputs(), rtol=1e-4, atol=1e-5)
+    assert joined.class_labels().equal(dataset.labels)
+    for other, options in ((small("vit"), OPTIONS), (encoder, OPTIONS | {"coordinates": None})):
+        with pytest.raises(ValueError, match="cannot be joined"):
+            join_units([whole, extract(other, dataset, root=tmp_path, **options)])
 
 
 def test_a_second_run_does_no_work(encoder, dataset, tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
 def _shipped_limit(p: dict[str, Any], dataset: str, split: str) -> int:
     """The most images that the shipped encoder reads: `shipped_images` of a chapter's own set, of others a tenth."""
     most = p.get("shipped_images", ALL)
-    return most if dataset == p.get("dataset", dataset) else split_limit(split, most // 10)
+    return most if dataset == p.get("dataset") else split_limit(split, most // 10)
 
 
 def _one_set(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
@@ -134,7 +134,8 @@ def _one_set(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
 
 
 def _shapes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
-    yield _extraction(encoder, p, "shapes", p["split"], p["images"])
+    """All splits, as tasks read them."""
+    yield from _splits(encoder, p | {"tasks": ["shapes"]})
 
 
 def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 
@@ -145,6 +145,14 @@ def described_outputs(
         axes = torch.linalg.qr(atoms.mT).Q
         output -= deviation - deviation @ axes @ axes.mT
     return output.float()
+
+
+def join_factors(parts: Sequence[dict[str, Factor]]) -> dict[str, Factor]:
+    """The factors of several splits of a data set, one after another."""
+    return {
+        name: Factor(torch.cat([part[name].values for part in parts]), factor.names)
+        for name, factor in parts[0].items()
+    }
 
 
 def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]]) -> dict[str, Int64[Tensor, "n"]]:

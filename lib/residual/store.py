@@ -7,8 +7,8 @@ interrupted, the next one resumes after the last complete shard.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -210,6 +210,23 @@ def load_units(folder: Path | str, *, verify: bool = True) -> StoredUnits:
     moments = Moments.merge_all(_shard_moments(folder, shard) for shard in manifest.shards)
     heads, blocks, output = (moments[name] for name in MOMENTS)
     return StoredUnits(folder, manifest, Frames(frames["heads"], frames["constant"]), heads, blocks, output)
+
+
+def join_units(parts: Sequence[StoredUnits]) -> StoredUnits:
+    """The units of several splits, one after another, as if they were those of one.
+
+    Raises ValueError for units of different encoders, or of which some alone have coordinates.
+    """
+    first, manifests = parts[0], [part.manifest for part in parts]
+    for name in ("weights_hash", "preprocessing_hash", "precision", "coordinates"):
+        if len(found := {getattr(manifest, name) for manifest in manifests}) > 1:
+            raise ValueError(f"units with different {name} cannot be joined: {sorted(map(str, found))}")
+    shards = [shard.model_copy(update={"file": str(part.folder.absolute() / shard.file)})
+              for part in parts for shard in part.manifest.shards]  # fmt: skip
+    whole = {"split": "+".join(m.split for m in manifests), "count": sum(m.count for m in manifests)}
+    kinds = ("head_moments", "block_moments", "output_moments")
+    moments = Moments.merge_all({kind: getattr(part, kind) for kind in kinds} for part in parts)
+    return replace(first, manifest=first.manifest.model_copy(update=whole | {"shards": tuple(shards)}), **moments)
 
 
 def _shard_moments(folder: Path, shard: Shard) -> dict[str, Moments]:
