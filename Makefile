@@ -16,7 +16,8 @@ PEERS := dadapy==0.3.4 scikit-dimension==0.5.0 'numpy<2'  # other libraries' Two
 COUNTED = awk '/^(Collecting|Requirement already)/ { if (++n % 50 == 0) print "  " n " packages found"; fflush() } \
 	/^Installing collected/ { print "  installing " n " packages"; fflush() }'
 export PYTHONHASHSEED := 0
-# glibc keeps memory up to these sizes for the next tensor, and does not fault it in again at every step: a seventh of the time.
+# How glibc keeps the memory of one tensor for the next. By its own rules a process may give it back at every step and fault it
+# in again, which takes up to a seventh of the time of an encoding and a quarter of a training's.
 export MALLOC_MMAP_THRESHOLD_ := 33554432
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 BUILD = $(BIN)/python -m edition.build "$(PROFILE)" --gpus $(GPUS) $(if $(DEVICE),--device $(DEVICE))

@@ -5,12 +5,14 @@ What takes seconds to import is imported where it is used: the process that hand
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import beartype  # noqa: F401  (see LIBRARIES)
 import pytest
 
 from edition.pages import project_root
@@ -43,6 +45,17 @@ TOWERS = {
 }
 OPEN_CLIP = {"openclip": {}, "openclip-scaled": {"ls_init_value": 0.3, "no_ln_pre": True, "final_ln_after_pool": True}}
 FAMILIES = [*TOWERS, *OPEN_CLIP]
+
+
+# Others' libraries, imported before our modules. While jaxtyping's hook imports one of ours, Python looks for compiled files
+# under another name, so what ours import is compiled again: 2,000 files in each process.
+LIBRARIES = ("open_clip", "transformers", "pandas", "matplotlib.pyplot", "IPython", "scipy.stats", "huggingface_hub")
+
+
+def pytest_collectstart():
+    """In processes that run tests; the one that hands them out collects nothing."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
 
 
 LONGEST = ("test_site.py", "test_graph.py", "test_rerun.py", "test_hub.py")
