@@ -47,8 +47,8 @@ OPEN_CLIP = {"openclip": {}, "openclip-scaled": {"ls_init_value": 0.3, "no_ln_pr
 FAMILIES = [*TOWERS, *OPEN_CLIP]
 
 
-# Others' libraries, imported before our modules. While jaxtyping's hook imports one of ours, Python looks for compiled files
-# under another name, so what ours import is compiled again: 2,000 files in each process.
+# Others' libraries, imported before our modules. While jaxtyping's hook imports one of ours, Python looks for compiled
+# files under another name, so whatever that imports is compiled again: 2,000 files in each process.
 LIBRARIES = ("open_clip", "transformers", "pandas", "matplotlib.pyplot", "IPython", "scipy.stats", "huggingface_hub")
 
 
