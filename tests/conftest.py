@@ -9,10 +9,11 @@ import importlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import beartype  # noqa: F401  (see LIBRARIES)
+import beartype  # noqa: F401  (before our modules, as LIBRARIES)
 import pytest
 
 from edition.pages import project_root
@@ -47,18 +48,23 @@ OPEN_CLIP = {"openclip": {}, "openclip-scaled": {"ls_init_value": 0.3, "no_ln_pr
 FAMILIES = [*TOWERS, *OPEN_CLIP]
 
 
-# Others' libraries, imported before our modules. While jaxtyping's hook imports one of ours, Python looks for compiled
-# files under another name, so whatever that imports is compiled again: 2,000 files in each process.
+# While jaxtyping's hook imports one of our modules, Python looks for compiled files under another name, also for all
+# that the module imports. In a new environment, and always where Python may not write such files, each process would
+# compile 2,000 files of these libraries again.
 LIBRARIES = ("open_clip", "transformers", "pandas", "matplotlib.pyplot", "IPython", "scipy.stats", "huggingface_hub")
 
 
 def pytest_collectstart():
-    """In processes that run tests; the one that hands them out collects nothing."""
-    for name in LIBRARIES:
-        importlib.import_module(name)
+    """Import others' libraries before our modules, in the processes that share the whole suite."""
+    for name in LIBRARIES if "PYTEST_XDIST_WORKER" in os.environ else ():
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
-LONGEST = ("test_site.py", "test_graph.py", "test_rerun.py", "test_hub.py")
+LONGEST = tuple(
+    f"test_{name}.py"
+    for name in ("site", "graph", "rerun", "data", "zoo", "units", "hub", "store", "chapters", "forkserver")
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -164,7 +170,7 @@ pursuit: *one
 semantics: *one
 heads: *one
 similarity: {profile: few, encoders: [mini-openclip], dataset: digits, images: 100, others: [shapes]}
-ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 150}
+ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 300}
 selection: &tasks {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], images: 300}
 alignment: {<<: *tasks, finetune: [], seeds: 1}
 learned: *tasks

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from residual import extract
+from residual.data.dataset import load_dataset
 from residual.data.miniature.sets import Factor
-from residual.heads import factor_levels, head_factors, specialisation, variance_shares
+from residual.heads import factor_levels, head_factors, join_factors, specialisation, variance_shares
 
 
 def test_a_share_is_what_was_planted():
@@ -44,6 +45,19 @@ def test_levels_of_names_measures_and_pairs():
     assert len(levels["position"].unique()) == 16
     with pytest.raises(KeyError):
         factor_levels(factors, {"angle": ("angle",)})
+
+
+def test_factors_of_splits_are_joined_in_their_order_and_none_is_lost():
+    splits = [load_dataset("shapes", split, count=20).factors for split in ("validation", "test")]
+    joined = join_factors(splits)
+    assert joined.keys() == splits[0].keys()
+    for name, factor in joined.items():
+        assert factor.values.equal(torch.cat([split[name].values for split in splits]))
+        assert factor.names == splits[0][name].names
+    other = Factor(splits[1]["colour"].values, ("red", "green"))
+    for wrong in (splits[1] | {"colour": other}, splits[1] | {"more": other}):
+        with pytest.raises(ValueError, match="cannot be joined"):
+            join_factors([splits[0], wrong])
 
 
 def test_heads_are_scored_in_output_space(encoder, dataset, tmp_path):

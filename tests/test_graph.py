@@ -172,7 +172,7 @@ def test_what_one_chapter_extracts_no_other_extracts_in_another_way(project, mon
         assert len({replace(job, coordinates=False) for job in wanted}) == len(wanted)
         if name != "few":  # where one set is both a chapter's own and a task's
             assert len({replace(job, coordinates=False, balanced=False) for job in wanted}) == len(wanted)
-        if name.startswith("mini"):  # no image twice
+        if name.startswith("mini"):  # no split at two sizes
             assert len({(job.encoder, job.dataset, job.split) for job in wanted}) == len(wanted)
 
 
@@ -211,11 +211,11 @@ def test_killed_at_any_point_only_what_is_missing_is_done_and_moments_are_the_sa
 
 
 def test_jobs_that_share_an_extraction_leave_the_same(project):
-    name = next(job.name for job in jobs(project / "profiles/few.yml") if "--shapes--train--150--" in job.name)
+    name = next(job.name for job in jobs(project / "profiles/few.yml") if "--shapes--train--300--" in job.name)
     assert snake(project, f"_build/units/jobs/{name}", config=("profile=few", "units=1", "parts=2")).returncode == 0
     (folder,) = (project / "_build/units").glob("*--*")
     assert load_units(folder).manifest.complete
-    assert [path.name for path in folder.glob("part-*.json")] == ["part-0-of-2.json"]  # 150 images are one shard
+    assert [path.name for path in folder.glob("part-*.json")] == ["part-0-of-2.json"]  # 300 images are one shard
 
 
 def test_what_no_chapter_reads_reruns_no_other(project):

@@ -53,6 +53,8 @@ def test_joined_parts_are_the_whole(encoder, dataset, small, tmp_path):
     parts = [extract(encoder, part, root=tmp_path, **OPTIONS) for part in images]
     joined = join_units(parts)
     assert joined.manifest.count == joined.head_moments.count == 70
+    assert joined.manifest.split == "train+train"
+    assert joined.manifest.dataset_hash not in {part.manifest.dataset_hash for part in parts}
     for name in ("head_moments", "block_moments", "output_moments"):
         ours, theirs = getattr(joined, name), getattr(whole, name)
         torch.testing.assert_close(ours.mean, theirs.mean)

@@ -135,7 +135,7 @@ def _one_set(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
 
 def _shapes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     """All splits, as tasks read them."""
-    yield from _splits(encoder, p | {"tasks": ["shapes"]})
+    return _splits(encoder, p | {"tasks": ["shapes"]})
 
 
 def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:

@@ -148,11 +148,14 @@ def described_outputs(
 
 
 def join_factors(parts: Sequence[dict[str, Factor]]) -> dict[str, Factor]:
-    """The factors of several splits of a data set, one after another."""
-    return {
-        name: Factor(torch.cat([part[name].values for part in parts]), factor.names)
-        for name, factor in parts[0].items()
-    }
+    """The factors of several splits of a data set, the values [n] of one split after another.
+
+    Raises ValueError unless all splits have the same factors, with the same names.
+    """
+    names = {name: factor.names for name, factor in parts[0].items()}
+    if any({name: factor.names for name, factor in part.items()} != names for part in parts):
+        raise ValueError(f"splits with other factors than {sorted(names)}, or other names, cannot be joined")
+    return {name: Factor(torch.cat([part[name].values for part in parts]), named) for name, named in names.items()}
 
 
 def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]]) -> dict[str, Int64[Tensor, "n"]]:

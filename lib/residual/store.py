@@ -213,20 +213,25 @@ def load_units(folder: Path | str, *, verify: bool = True) -> StoredUnits:
 
 
 def join_units(parts: Sequence[StoredUnits]) -> StoredUnits:
-    """The units of several splits, one after another, as if they were those of one.
+    """The units of one or more splits of a data set, one after another, as if they were those of one.
 
-    Raises ValueError for units of different encoders, or of which some alone have coordinates.
+    The result is in memory; its files stay where they are, and its folder is that of the first.
+    Raises ValueError for units of different encoders or data sets, or of which some alone have coordinates.
     """
     first, manifests = parts[0], [part.manifest for part in parts]
-    for name in ("weights_hash", "preprocessing_hash", "precision", "coordinates"):
+    for name in ("dataset", "weights_hash", "preprocessing_hash", "precision", "coordinates"):
         if len(found := {getattr(manifest, name) for manifest in manifests}) > 1:
             raise ValueError(f"units with different {name} cannot be joined: {sorted(map(str, found))}")
-    shards = [shard.model_copy(update={"file": str(part.folder.absolute() / shard.file)})
-              for part in parts for shard in part.manifest.shards]  # fmt: skip
-    whole = {"split": "+".join(m.split for m in manifests), "count": sum(m.count for m in manifests)}
+    whole = {name: "+".join(getattr(manifest, name) for manifest in manifests) for name in ("split", "dataset_hash")}
+    whole |= {"count": sum(manifest.count for manifest in manifests), "seal": ""}
+    whole["shards"] = tuple(
+        shard.model_copy(update={"file": str(part.folder.absolute() / shard.file)})
+        for part in parts
+        for shard in part.manifest.shards
+    )
     kinds = ("head_moments", "block_moments", "output_moments")
     moments = Moments.merge_all({kind: getattr(part, kind) for kind in kinds} for part in parts)
-    return replace(first, manifest=first.manifest.model_copy(update=whole | {"shards": tuple(shards)}), **moments)
+    return replace(first, manifest=first.manifest.model_copy(update=whole), **moments)
 
 
 def _shard_moments(folder: Path, shard: Shard) -> dict[str, Moments]:
