@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,11 @@ FAMILIES = [*TOWERS, *OPEN_CLIP]
 # that the module imports. In a new environment, and always where Python may not write such files, each process would
 # compile 2,000 files of these libraries again.
 LIBRARIES = ("open_clip", "transformers", "pandas", "matplotlib.pyplot", "IPython", "scipy.stats", "huggingface_hub")
+
+
+def pytest_configure():
+    """Ctrl-C is heard by what tests start, also where these run in a shell's background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collectstart():

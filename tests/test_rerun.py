@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import jupytext
@@ -212,8 +211,7 @@ def test_without_a_network_all_that_is_missing_is_told_at_once(inside, tmp_path)
 def test_a_build_that_is_stopped_says_so_in_one_line_and_leaves_nothing_running(inside, sign):
     command = [sys.executable, "-m", "edition.build", "tiny"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
-    run = subprocess.Popen(command, cwd=inside, preexec_fn=listening, **pipes)
+    run = subprocess.Popen(command, cwd=inside, **pipes)
     limit = time.monotonic() + 120
     while not list(inside.glob("_build/runs/tiny/*.ipynb")) and time.monotonic() < limit and run.poll() is None:
         time.sleep(0.1)
