@@ -110,7 +110,7 @@ def _head_rows(
             ax.axvline(edge + 0.5, color="white" if cmap == "cividis" else "black", lw=1)
         ax.set_xticks(middles, layers.unique())
         ax.set_yticks(range(len(grid)), grid.index)
-        ax.set(title=model)
+        ax.set_title(model, loc="left")  # in sight on a phone, which shows a part of the width
         ax.tick_params(length=0, labelsize=8)
         names = [f"L{layer}.MLP" if head == np.inf else f"L{layer}.H{head:g}" for layer, head in grid.columns]
         carry_values(ax, grid.set_axis(names, axis=1), show)
