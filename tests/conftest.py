@@ -60,7 +60,7 @@ def pytest_configure():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collectstart():
+def pytest_collection():
     """Import others' libraries before our modules, in the processes that share the whole suite."""
     for name in LIBRARIES if "PYTEST_XDIST_WORKER" in os.environ else ():
         with suppress(ImportError):
