@@ -171,17 +171,18 @@ def dataset():
 
 
 FEW = """
-dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, images: 300}
+dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, images: 100}
 pursuit: *one
 semantics: *one
 heads: *one
-similarity: {profile: few, encoders: [mini-openclip], dataset: digits, images: 100, others: [shapes]}
-ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 300}
-selection: &tasks {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], images: 300}
+similarity: {profile: few, encoders: [mini-openclip], dataset: digits, reference_images: 100, images: 100, others: [shapes]}
+ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 100}
+selection: &tasks
+  {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], reference_images: 100, images: 100}
 alignment: {<<: *tasks, finetune: [], seeds: 1}
 learned: *tasks
 class_means: *tasks
-zoo: {profile: few, encoders: [mini-openclip], controls: [], tasks: [digits], images: 300}
+zoo: {profile: few, encoders: [mini-openclip], controls: [], tasks: [digits], images: 100}
 text_and_code: *tasks
 playground: *tasks
 """

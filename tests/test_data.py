@@ -16,6 +16,7 @@ from residual.data.miniature.reference import pick_drawings
 from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
 from residual.data.miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS
 from residual.data.miniature.shapes import HUES, PATTERNS, SHAPES
+from residual.data.miniature.splits import balanced
 from residual.data.miniature.textures import TEXTURES, draw_textures
 from residual.data.names import SPLITS
 from residual.files import cache_folder
@@ -49,6 +50,17 @@ def test_the_same_seed_gives_the_same_images(name, monkeypatch, tmp_path):
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path))
     assert load_dataset(name, "validation").fingerprint() == kept
     assert load_dataset(name, "validation", seed=1).fingerprint() != kept
+
+
+@pytest.mark.parametrize(("count", "classes"), [(200, 256), (300, 256), (256, 256), (10, 3), (2, 5)])
+def test_the_last_images_are_of_classes_from_everywhere(count, classes):
+    """Classes of `shapes` come shape by shape: were these the first ones, a shape might have no image."""
+    labels = balanced(count, classes, torch.Generator().manual_seed(0))
+    often = torch.bincount(labels, minlength=classes)
+    assert len(labels) == count
+    assert often.max() - often.min() <= 1
+    halves = often[: classes // 2].sum(), often[-(classes // 2) :].sum()
+    assert abs(halves[0] - halves[1]) <= 1
 
 
 @pytest.mark.parametrize("name", dataset_names())

@@ -64,7 +64,7 @@ def run_in(folder: Path, *command: str, **environment: str) -> subprocess.Comple
 )
 def test_a_run_is_named_after_what_differs_from_its_profile(inside, changed, name):
     usual = chapter_defaults(chapter_path("dimension")) | {
-        "profile": "few", "encoders": ["mini-openclip"], "dataset": "digits", "images": 300,
+        "profile": "few", "encoders": ["mini-openclip"], "dataset": "digits", "images": 100,
     }  # fmt: skip
     assert re.fullmatch(re.sub(r"\+(?!\])", r"\\+", name), run_name(chapter_path("dimension"), usual | changed))
 
@@ -251,8 +251,8 @@ CHANGES = [  # file, text, in place of which; and the chapters that run again
     ("profiles/few.yml", "dataset: digits, images: 400", "dataset: digits, images: 500", set()),
     (
         "profiles/few.yml",
-        "images: 300}\npursuit",
-        "images: 301}\npursuit",
+        "images: 100}\npursuit",
+        "images: 101}\npursuit",
         {"dimension", "pursuit", "semantics", "heads"},
     ),
     ("constraints.txt", "torch==", "torch===", "all"),

@@ -109,9 +109,9 @@ def start(encoder_folder, root):
 
 
 def test_killed_and_doubled_processes_end_with_the_same_bytes(tmp_path):
-    write_config(tmp_path / "vit", "vit")
+    write_config(tmp_path / "openclip", "openclip")
     for _ in range(2):
-        process = start(tmp_path / "vit", tmp_path / "killed")
+        process = start(tmp_path / "openclip", tmp_path / "killed")
         deadline = time.monotonic() + 60
         seen = len(list((tmp_path / "killed").glob("*/shard-*"))) if (tmp_path / "killed").exists() else 0
         while time.monotonic() < deadline and process.poll() is None:
@@ -120,9 +120,9 @@ def test_killed_and_doubled_processes_end_with_the_same_bytes(tmp_path):
                 break
             time.sleep(0.005)
         process.wait()
-    pair = [start(tmp_path / "vit", tmp_path / "killed") for _ in range(2)]
+    pair = [start(tmp_path / "openclip", tmp_path / "killed") for _ in range(2)]
     assert [process.wait() for process in pair] == [0, 0]
-    assert start(tmp_path / "vit", tmp_path / "whole").wait() == 0
+    assert start(tmp_path / "openclip", tmp_path / "whole").wait() == 0
     (killed,), (whole,) = ([*(tmp_path / name).iterdir()] for name in ("killed", "whole"))
     assert contents(killed) == contents(whole)
     assert not list(killed.glob("*.partial"))

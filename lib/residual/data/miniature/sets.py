@@ -222,7 +222,7 @@ KINDS = (*GROUP_WORDS.values(), "photograph", "texture", "shape", "number", "han
 def _reference(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     """Of sixteen images, ten are emoji, two photographs, and one of each other kind. No piece is in two images.
 
-    Handwriting is from the last third of `digits`, which tasks of few images do not read; numerals make up for what lacks.
+    Handwriting is from the last third of `digits`, which tasks of few images do not read; numerals make up the rest.
     """
     each = count // 16
     tiles = photo_tiles(split, seed)

@@ -13,8 +13,10 @@ SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # 
 
 
 def balanced(count: int, classes: int, generator: torch.Generator) -> Int64[Tensor, "n"]:
-    """Labels in random order, each class equally often, to within one."""
-    return (torch.arange(count) % classes)[torch.randperm(count, generator=generator)]
+    """Labels in random order, each class equally often, to within one: once more are classes evenly spread among all."""
+    rounds, rest = divmod(count, classes)
+    labels = torch.cat([torch.arange(classes).repeat(rounds), torch.arange(rest) * classes // max(rest, 1)])
+    return labels[torch.randperm(count, generator=generator)]
 
 
 def divide(items: Sequence[int], split: str, key: str) -> list[int]:
