@@ -175,7 +175,8 @@ dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, image
 pursuit: *one
 semantics: *one
 heads: *one
-similarity: {profile: few, encoders: [mini-openclip], dataset: digits, reference_images: 100, images: 100, others: [shapes]}
+similarity:
+  {profile: few, encoders: [mini-openclip], dataset: digits, reference_images: 100, images: 100, others: [shapes]}
 ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 100}
 selection: &tasks
   {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], reference_images: 100, images: 100}
