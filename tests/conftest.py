@@ -5,6 +5,7 @@ What takes seconds to import is imported where it is used: the process that hand
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -62,9 +63,16 @@ def pytest_configure():
 
 def pytest_collection():
     """Import others' libraries before our modules, in the processes that share the whole suite."""
+    gc.disable()
     for name in LIBRARIES if "PYTEST_XDIST_WORKER" in os.environ else ():
         with suppress(ImportError):
             importlib.import_module(name)
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is not looked through for garbage again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 LONGEST = tuple(
@@ -171,6 +179,7 @@ def dataset():
 
 
 FEW = """
+data: {profile: few, images: 200}
 dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, images: 100}
 pursuit: *one
 semantics: *one

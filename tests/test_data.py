@@ -46,10 +46,10 @@ def test_every_set_is_whole_and_balanced(name):
 
 @pytest.mark.parametrize("name", dataset_names())
 def test_the_same_seed_gives_the_same_images(name, monkeypatch, tmp_path):
-    kept = load_dataset(name, "validation").fingerprint()
+    kept = load_dataset(name, "validation", count=200).fingerprint()
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path))
-    assert load_dataset(name, "validation").fingerprint() == kept
-    assert load_dataset(name, "validation", seed=1).fingerprint() != kept
+    assert load_dataset(name, "validation", count=200).fingerprint() == kept
+    assert load_dataset(name, "validation", count=200, seed=1).fingerprint() != kept
 
 
 @pytest.mark.parametrize(("count", "classes"), [(200, 256), (300, 256), (256, 256), (10, 3), (2, 5)])
@@ -67,7 +67,7 @@ def test_the_last_images_are_of_classes_from_everywhere(count, classes):
 def test_splits_share_no_image(name):
     seen = set()
     for split in ("validation", "test"):
-        data = load_dataset(name, split)
+        data = load_dataset(name, split, count=1000)
         images = {image.numpy().tobytes() for image in data.images}
         assert len(images) > 0.99 * len(data)
         assert not seen & images
@@ -79,8 +79,8 @@ def test_splits_share_no_image(name):
 def test_artworks_are_divided_among_the_splits_where_identity_is_not_the_class(name, seed):
     sprites = load_artwork().sprites
     seen = set()
-    for split in SPLITS if seed == 0 and name not in ("reference",) else ("validation", "test"):
-        artwork = load_dataset(name, split, seed=seed).factors["artwork"].values
+    for split in SPLITS:
+        artwork = load_dataset(name, split, seed=seed, count=500).factors["artwork"].values
         own = set(artwork[artwork >= 0].tolist())
         if name in ("reference", "emoji-groups", "styles"):  # some emoji share a drawing
             own = {sprites[index].numpy().tobytes() for index in own}
@@ -91,12 +91,13 @@ def test_artworks_are_divided_among_the_splits_where_identity_is_not_the_class(n
 
 def test_classes_by_identity_have_drawings_that_differ():
     for name in ("emoji-flags", "emoji-animals", "emoji-food", "emoji-faces", "sketch"):
-        names = load_dataset(name, "test").classes
+        names = load_dataset(name, "test", count=300).classes
         sprites = load_artwork().sprites
         rows = [i for i, item in enumerate(vocabulary()) if item.name in names]
         assert len(rows) == len(names) == len({sprites[i].numpy().tobytes() for i in rows})
-    assert "flag of france" in load_dataset("emoji-flags", "test").classes
-    assert "flag of clipperton island" not in load_dataset("emoji-flags", "test").classes
+        if name == "emoji-flags":
+            assert "flag of france" in names
+            assert "flag of clipperton island" not in names
 
 
 def test_the_factors_of_shapes_are_in_the_pixels():

@@ -166,7 +166,7 @@ def test_every_study_changes_one_thing_that_the_recipe_has():
 
 
 def test_measuring_an_encoder_describes_every_head_and_task(monkeypatch):
-    monkeypatch.setattr("zoo.studies.load_dataset", lambda name, split: load_dataset(name, split).head(150))
+    monkeypatch.setattr("zoo.studies.load_dataset", lambda name, split: load_dataset(name, split, count=150))
     monkeypatch.setattr("zoo.studies.TASKS", ("digits",))
     heads, tasks = measure(MINI / "mini-vit")
     assert len(heads) == 12 * 6
@@ -212,7 +212,7 @@ def test_the_tokenizer_is_the_same_every_time_and_spells_what_it_does_not_know(n
 @pytest.mark.parametrize("name", ["mini-openclip", "mini-clip", "mini-blip"])
 @pytest.mark.parametrize("task", ["emoji-flags", "emoji-food"])  # chance is below 0.01
 def test_text_aligned_encoders_name_their_emoji(name, task):
-    encoder, data = load_encoder(name), load_dataset(task, "test").head(250)
+    encoder, data = load_encoder(name), load_dataset(task, "test", count=250)
     accuracy, error = zero_shot_accuracy(encode_images(encoder, data), class_encodings(encoder, data), data.labels)
     assert accuracy > 0.85
     assert error < 0.03
@@ -220,7 +220,7 @@ def test_text_aligned_encoders_name_their_emoji(name, task):
 
 @pytest.mark.parametrize("name", ["mini-dinov2", "mini-vit"])
 def test_encoders_without_words_know_emoji_better_than_random_weights(name):
-    train, test = load_dataset("emoji-flags", "train").head(500), load_dataset("emoji-flags", "test").head(200)
+    train, test = load_dataset("emoji-flags", "train", count=500), load_dataset("emoji-flags", "test", count=200)
     share = {}
     for own in (name, f"{name}@random"):
         encoder = load_encoder(own)

@@ -109,7 +109,8 @@ def _carry_out(args: argparse.Namespace) -> None:
     from edition.preview import build_page
 
     print(f"notebook  {out}\npage      {build_page(out)}")
-    print(f"results   {project_root() / '_build/results' / name}")
+    results = project_root() / "_build/results" / name
+    print(f"results   {results if results.is_dir() else 'none: this chapter saves no tables'}")
 
 
 def main(arguments: list[str] | None = None) -> int:
