@@ -97,8 +97,8 @@ SCRIPT = """
     import sys, torch
     from residual import extract, load_encoder
     from residual.data.dataset import Dataset
-    images = torch.randint(0, 256, (800, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    data = Dataset("noise", "train", images, torch.zeros(800, dtype=torch.int64), ("a",), ("{}",))
+    images = torch.randint(0, 256, (400, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = Dataset("noise", "train", images, torch.zeros(400, dtype=torch.int64), ("a",), ("{}",))
     encoder = load_encoder(sys.argv[1], pretrained=False)
     extract(encoder, data, root=sys.argv[2], coordinates="float32", batch=8, shard=16, progress=False)
 """
