@@ -13,9 +13,9 @@ SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # 
 
 
 def balanced(count: int, classes: int, generator: torch.Generator) -> Int64[Tensor, "n"]:
-    """Labels in random order, each class equally often, to within one. What comes once more is spread evenly."""
-    rounds, rest = divmod(count, classes)
-    labels = torch.cat([torch.arange(classes).repeat(rounds), torch.arange(rest) * classes // max(rest, 1)])
+    """Labels in random order, each class equally often, to within one. Where images are fewer, spread evenly."""
+    image = torch.arange(count)
+    labels = image * classes // count if count < classes else image % classes
     return labels[torch.randperm(count, generator=generator)]
 
 
