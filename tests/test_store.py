@@ -119,7 +119,7 @@ def test_killed_and_doubled_processes_end_with_the_same_bytes(tmp_path):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.005)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     pair = [start(tmp_path / "openclip", tmp_path / "killed") for _ in range(2)]
     assert [process.wait() for process in pair] == [0, 0]
     assert start(tmp_path / "openclip", tmp_path / "whole").wait() == 0

@@ -222,7 +222,7 @@ def test_other_image_sizes_where_the_model_interpolates(small):
 def test_a_compiled_encoder_has_the_same_units(encoder, monkeypatch):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "vec_isa_ok", True)  # no trials of the compiler, nor headers for the next time
+    monkeypatch.setattr(config.cpp, "vec_isa_ok", True)  # no trial compilations, no precompiled headers
     monkeypatch.setattr(config, "cpp_cache_precompile_headers", False)
     pixels = pixels_of(encoder)
     plain = trace(encoder, pixels)

@@ -15,7 +15,7 @@ from conftest import TOWERS, pixels_of
 from residual import load_encoder
 from residual.encoders import encoder as encoders
 from residual.encoders.names import MINI
-from residual.encoders.weights import WeightsError
+from residual.encoders.weights import WeightsError, check_values
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
 
@@ -187,6 +187,17 @@ def test_weights_with_nan_are_refused(saved):
     save_file(weights, folder / file, {"format": "pt"})
     with pytest.raises(WeightsError, match=r"hold NaN or infinity: embeddings\.cls_token"):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_no_number_is_found_in_every_precision(dtype, value):
+    model = torch.nn.Linear(3, 2).to(dtype).requires_grad_(False)
+    model.register_buffer("nothing", torch.empty(0))
+    check_values(model, "it")
+    model.weight[1, 2] = value
+    with pytest.raises(WeightsError, match="the weights of it hold NaN or infinity: weight"):
+        check_values(model, "it")
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer.json"])

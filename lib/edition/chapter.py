@@ -178,7 +178,8 @@ class Chapter:
         if self.left_out:
             facts["left_out"] = self.left_out
         facts["images encoded"] = "; ".join(f"{name}: {n:,}" for name, n in ENCODED.items()) or "none"
-        facts["results"] = f"_build/results/{self.run}"
+        if (self.root / "_build/results" / self.run).is_dir():
+            facts["results"] = f"_build/results/{self.run}"
         return styled(results.run_card(time.monotonic() - self.started, self.parameters | facts), wrap=True)
 
 

@@ -182,18 +182,27 @@ def _numerals(split: str, count: int, generator: torch.Generator, seed: int, siz
 
 
 def _digits(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
+    return _written(_digit_rows(split, seed)[:count], size)
+
+
+def _digit_rows(split: str, seed: int) -> list[int]:
+    """Rows of scikit-learn's digits, in random order."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    digits = load_digits().target
+    train, rest = train_test_split(range(len(digits)), test_size=0.4, stratify=digits, random_state=seed)
+    validation, test = train_test_split(rest, test_size=0.5, stratify=digits[rest], random_state=seed)
+    return {"train": train, "validation": validation, "test": test}[split]
+
+
+def _written(rows: Sequence[int], size: int) -> Content:
+    from sklearn.datasets import load_digits
+
     source = load_digits()
-    rows = range(len(source.target))
-    train, rest = train_test_split(rows, test_size=0.4, stratify=source.target, random_state=seed)
-    validation, test = train_test_split(rest, test_size=0.5, stratify=source.target[rest], random_state=seed)
-    chosen: Sequence[int] = {"train": train, "validation": validation, "test": test}[split]
-    chosen = chosen[:count]
-    grey = torch.tensor(source.images[chosen], dtype=torch.float32)[:, None] / 16
+    grey = torch.tensor(source.images[rows], dtype=torch.float32)[:, None] / 16
     images = to_bytes(F.interpolate(grey, size, mode="bicubic").expand(-1, 3, -1, -1))
-    return Content(images, torch.tensor(source.target[chosen]), NUMBER_NAMES)
+    return Content(images, torch.tensor(source.target[rows]), NUMBER_NAMES)
 
 
 def _photographs(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
@@ -222,13 +231,14 @@ KINDS = (*GROUP_WORDS.values(), "photograph", "texture", "shape", "number", "han
 def _reference(split: str, count: int, generator: torch.Generator, seed: int, size: int) -> Content:
     """Of sixteen images, ten are emoji, two photographs, and one of each other kind. No piece is in two images.
 
-    Handwriting is from the last third of `digits`, which tasks of few images do not read; numerals make up the rest.
+    Handwriting is the last third of the split of `digits`, which tasks of up to some 650 training images do not read;
+    numerals replace what is missing of it.
     """
     each = count // 16
     tiles = photo_tiles(split, seed)
     pictures = min(2 * each, len(tiles))
-    digits = _digits(split, 1_797, generator, seed, size).images  # all
-    written = digits[len(digits) * 2 // 3 :][:each]
+    digits = _digit_rows(split, seed)
+    written = _written(digits[len(digits) * 2 // 3 :][:each], size).images
     others = [
         draw_tiles(tiles[:pictures], size),
         _textures(split, each, generator, seed, size).images,

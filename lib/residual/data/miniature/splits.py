@@ -13,10 +13,10 @@ SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # 
 
 
 def balanced(count: int, classes: int, generator: torch.Generator) -> Int64[Tensor, "n"]:
-    """Labels in random order, each class equally often, to within one. Where images are fewer, spread evenly."""
-    image = torch.arange(count)
-    labels = image * classes // count if count < classes else image % classes
-    return labels[torch.randperm(count, generator=generator)]
+    """Labels in random order, each class equally often, to within one; of fewer images, none twice."""
+    if count < classes:
+        return torch.randperm(classes, generator=generator)[:count]
+    return (torch.arange(count) % classes)[torch.randperm(count, generator=generator)]
 
 
 def divide(items: Sequence[int], split: str, key: str) -> list[int]:
