@@ -13,7 +13,7 @@ SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}  # 
 
 
 def balanced(count: int, classes: int, generator: torch.Generator) -> Int64[Tensor, "n"]:
-    """Labels in random order, each class equally often, to within one; of fewer images, none twice."""
+    """Labels in random order, each class equally often, to within one. Few images come from all classes."""
     if count < classes:
         return torch.randperm(classes, generator=generator)[:count]
     return (torch.arange(count) % classes)[torch.randperm(count, generator=generator)]
