@@ -20,6 +20,11 @@ LOGS = f"_build/logs/{PROFILE}"
 CHAPTERS = chapters()
 ON_DEVICE = chapters_on_device()
 PLAIN = [page for page in pages() if page not in CHAPTERS]
+# What draws the data sets, then the longest chapters and those that others wait for, or cores idle while one ends alone.
+FIRST = (
+    "data", "ground_truth", "selection", "dimension", "alignment",
+    "similarity", "zoo", "class_means", "text_and_code", "residual_stream",
+)  # fmt: skip
 DEVICE = config.get("device")
 # Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Chapters make small ones themselves.
 UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1", "true", "yes")
@@ -114,6 +119,7 @@ rule chapter:
         f"_build/runs/{PROFILE}/{{chapter}}.ipynb",
     log:
         f"{LOGS}/{{chapter}}.log",
+    priority: lambda chapter: len(FIRST) - FIRST.index(chapter.chapter) if chapter.chapter in FIRST else 0
     # Chapters run side by side, each on its share of the cores: two on one core each take less time than one after the
     # other on two. Those that need a GPU wait for one another.
     threads: lambda chapter: share(2 if DEVICE and chapter.chapter in ON_DEVICE else len(CHAPTERS))
@@ -129,16 +135,6 @@ rule chapter:
         OMP_NUM_THREADS={threads} {PYTHON} -m edition.forkserver run {wildcards.chapter} --profile {params.profile} --out {output} \
             --cells {params.cells} {params.device} > {log} 2>&1 || {{ test $? = 1 && test -f {output} && touch {output}.failed; }}
         """
-
-
-# First what draws the data sets and the longest chapters, or the other cores idle while they finish alone.
-use rule chapter as long_chapter with:
-    output:
-        f"_build/runs/{PROFILE}/{{chapter,data|zoo|selection|dimension|alignment|similarity|class_means|ground_truth|text_and_code|residual_stream}}.ipynb",
-    priority: 1
-
-
-ruleorder: long_chapter > chapter
 
 
 rule book:
