@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from edition.inputs import Extraction, extractions
-from edition.pages import chapters, find_profile
-from edition.parameters import chapter_parameters
+from edition.inputs import Extraction
+from edition.pages import find_profile
+from edition.plan import jobs
 
 
 def repeated(wanted: list[Extraction]) -> tuple[int, Counter[str]]:
@@ -23,14 +23,10 @@ def repeated(wanted: list[Extraction]) -> tuple[int, Counter[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("profile", help="a profile whose data sets are drawn")
     profile = find_profile(parser.parse_args().profile)
-    wanted = dict.fromkeys(
-        extraction
-        for chapter in chapters()
-        for extraction in extractions(chapter, chapter_parameters(chapter, profile), profile)
-    )
+    wanted = jobs(profile)
     for encoder in dict.fromkeys(extraction.encoder for extraction in wanted):
         count, again = repeated([extraction for extraction in wanted if extraction.encoder == encoder])
         listed = "; ".join(f"{number} {places}" for places, number in again.items())
