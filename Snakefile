@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from edition.forkserver import start_server
+from edition.forkserver import STARTED, start_server
 from edition.keys import write_keys
 from edition.pages import ParameterError, after, chapters, chapters_on_device, find_profile, pages
 
@@ -48,7 +48,8 @@ def share(jobs):
 # process with these libraries fork.
 onstart:
     if workflow.local_exec and not DEVICE and sys.platform == "linux":
-        start_server(threads=share(len(CHAPTERS)))
+        if start_server(threads=share(len(CHAPTERS))):
+            print(STARTED, file=sys.stderr)
 
 
 localrules: publish, units, book

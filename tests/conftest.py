@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import beartype  # noqa: F401  (before our modules, as LIBRARIES)
 import pytest
 
+from edition.forkserver import start_server
 from edition.pages import project_root
 
 if TYPE_CHECKING:
@@ -57,8 +59,13 @@ LIBRARIES = ("open_clip", "transformers", "pandas", "matplotlib.pyplot", "IPytho
 
 
 def pytest_configure():
-    """Ctrl-C is heard by what tests start, also where these run in a shell's background, which ignores it."""
+    """Ctrl-C is heard by what tests start, also where these run in a shell's background, which ignores it.
+
+    Chapters and jobs that tests run by themselves or by Snakemake are forks of one server.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform == "linux":
+        start_server(threads=1)
 
 
 def pytest_collection():

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,16 +63,9 @@ sys.stdin.read()
 """
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
+SERVER = os.environ.get(ADDRESS, "")  # that conftest.py started
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the Snakefile starts a server on Linux alone")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen]:
-    """A process that has started a server; its `.address`."""
-    with subprocess.Popen([sys.executable, "-c", START], **PIPES) as starter:
-        starter.address = starter.stdout.readline().strip()
-        yield starter
-        starter.stdin.close()
 
 
 @pytest.fixture
@@ -113,7 +106,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-def test_a_fork_runs_a_chapter_as_a_process_of_its_own_would(folder, server):
+def test_a_fork_runs_a_chapter_as_a_process_of_its_own_would(folder):
     def outputs(address: str, name: str) -> list:
         run = client(folder, address, name, "-p", "seed", "3")
         _, errors = run.communicate(timeout=300)
@@ -121,22 +114,22 @@ def test_a_fork_runs_a_chapter_as_a_process_of_its_own_would(folder, server):
         assert (folder / name).with_suffix(".cost.json").is_file()
         return [cell.get("outputs") for cell in nbformat.read(folder / name, as_version=4).cells]
 
-    forked = outputs(server.address, "forked.ipynb")
+    forked = outputs(SERVER, "forked.ipynb")
     assert forked == outputs("", "alone.ipynb")
     assert "image/svg+xml" in forked[-3][0]["data"]
     assert forked[-2][0]["text"].startswith(f"{folder.name} ours ipykernel_launcher")
 
 
-def test_bad_parameters_are_told_by_the_client(folder, server):
-    run = client(folder, server.address, "out.ipynb", "-p", "seed", "-1")
+def test_bad_parameters_are_told_by_the_client(folder):
+    run = client(folder, SERVER, "out.ipynb", "-p", "seed", "-1")
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 2
     assert errors.startswith("error: seed = -1: ")
 
 
 @pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
-def test_a_chapter_ends_with_its_client(folder, server, sign, status):
-    run, pids = waiting(folder, server.address)
+def test_a_chapter_ends_with_its_client(folder, sign, status):
+    run, pids = waiting(folder, SERVER)
     run.send_signal(sign)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == status
@@ -145,8 +138,8 @@ def test_a_chapter_ends_with_its_client(folder, server, sign, status):
         assert errors.strip().endswith(f"stopped. {KEPT}")
 
 
-def test_a_runner_that_is_killed_is_told_and_takes_its_kernel_along(folder, server):
-    run, (kernel, runner) = waiting(folder, server.address)
+def test_a_runner_that_is_killed_is_told_and_takes_its_kernel_along(folder):
+    run, (kernel, runner) = waiting(folder, SERVER)
     os.kill(runner, signal.SIGKILL)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 137
@@ -154,8 +147,8 @@ def test_a_runner_that_is_killed_is_told_and_takes_its_kernel_along(folder, serv
     assert ended([kernel, runner])
 
 
-def test_options_that_are_none_are_refused_as_elsewhere(folder, server):
-    run = client(folder, server.address, "out.ipynb", "--none")
+def test_options_that_are_none_are_refused_as_elsewhere(folder):
+    run = client(folder, SERVER, "out.ipynb", "--none")
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 2
     assert "unrecognized arguments: --none" in errors
@@ -163,7 +156,8 @@ def test_options_that_are_none_are_refused_as_elsewhere(folder, server):
 
 @pytest.mark.parametrize("killed", ["server", "starter"])
 def test_without_a_server_chapters_run_by_themselves(folder, killed):
-    with subprocess.Popen([sys.executable, "-c", START], **PIPES) as starter:
+    environment = os.environ | {ADDRESS: ""}
+    with subprocess.Popen([sys.executable, "-c", START], env=environment, **PIPES) as starter:
         address = starter.stdout.readline().strip()
         (forks,) = psutil.Process(starter.pid).children()
         os.kill(forks.pid if killed == "server" else starter.pid, signal.SIGKILL)

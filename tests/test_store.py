@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from filelock import FileLock
 
 from conftest import interrupt_at, write_config
-from residual import extract, files, load_units, trace
+from residual import extract, files, load_encoder, load_units, trace
 from residual.data.dataset import Dataset
 from residual.extraction import pixels_for
 from residual.files import write_bytes
@@ -28,6 +29,10 @@ OPTIONS = {"coordinates": "float32", "batch": 8, "shard": 16, "progress": False}
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def shards(root):
+    return [*root.glob("*/shard-*")]
 
 
 def test_moments_and_coordinates_are_those_of_the_units(encoder, dataset, tmp_path):
@@ -93,36 +98,40 @@ def test_an_interrupted_run_ends_with_the_same_bytes(encoder, dataset, tmp_path,
     assert contents(resumed.folder) == contents(whole.folder)
 
 
-SCRIPT = """
-    import sys, torch
-    from residual import extract, load_encoder
-    from residual.data.dataset import Dataset
-    images = torch.randint(0, 256, (400, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+FORKS = multiprocessing.get_context("forkserver")  # whose processes do not import again
+FORKS.set_forkserver_preload(["residual.encoders.from_open_clip", "residual.extraction"])
+
+
+def extract_noise(encoder_folder: str, root: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (400, 3, 32, 32), generator=generator, dtype=torch.uint8)
     data = Dataset("noise", "train", images, torch.zeros(400, dtype=torch.int64), ("a",), ("{}",))
-    encoder = load_encoder(sys.argv[1], pretrained=False)
-    extract(encoder, data, root=sys.argv[2], coordinates="float32", batch=8, shard=16, progress=False)
-"""
+    extract(load_encoder(encoder_folder, pretrained=False), data, root=root, **OPTIONS)
 
 
 def start(encoder_folder, root):
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(encoder_folder), str(root)])
+    process = FORKS.Process(target=extract_noise, args=(str(encoder_folder), str(root)))
+    process.start()
+    return process
+
+
+def ended(process):
+    process.join()
+    return process.exitcode
 
 
 def test_killed_and_doubled_processes_end_with_the_same_bytes(tmp_path):
     write_config(tmp_path / "openclip", "openclip")
     for _ in range(2):
-        process = start(tmp_path / "openclip", tmp_path / "killed")
+        process, seen = start(tmp_path / "openclip", tmp_path / "killed"), len(shards(tmp_path / "killed"))
         deadline = time.monotonic() + 60
-        seen = len(list((tmp_path / "killed").glob("*/shard-*"))) if (tmp_path / "killed").exists() else 0
-        while time.monotonic() < deadline and process.poll() is None:
-            if len(list((tmp_path / "killed").glob("*/shard-*"))) > seen + 2:
-                process.send_signal(signal.SIGKILL)
-                break
+        while len(shards(tmp_path / "killed")) <= seen + 2 and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        assert ended(process) == -signal.SIGKILL
     pair = [start(tmp_path / "openclip", tmp_path / "killed") for _ in range(2)]
-    assert [process.wait() for process in pair] == [0, 0]
-    assert start(tmp_path / "openclip", tmp_path / "whole").wait() == 0
+    assert [ended(process) for process in pair] == [0, 0]
+    assert ended(start(tmp_path / "openclip", tmp_path / "whole")) == 0
     (killed,), (whole,) = ([*(tmp_path / name).iterdir()] for name in ("killed", "whole"))
     assert contents(killed) == contents(whole)
     assert not list(killed.glob("*.partial"))

@@ -45,8 +45,13 @@ STARTED = "Jobs are forks of one process, which imports once for all."
 _kept: list[object] = []  # until this process ends
 
 
-def start_server(threads: int) -> None:
-    """Start a server for what this process runs; it ends with this process. threads: of every job."""
+def start_server(threads: int) -> bool:
+    """Start a server for what this process runs, unless one was started for this process itself; whether it did.
+
+    It ends with this process. threads: of every job.
+    """
+    if os.environ.get(ADDRESS):
+        return False
     folder = TemporaryDirectory(prefix="residual-")
     os.environ[ADDRESS] = address = f"{folder.name}/forks"
     read, write = os.pipe()  # where the server sees that this process has ended
@@ -58,7 +63,7 @@ def start_server(threads: int) -> None:
         server = subprocess.Popen(command, stdin=read, pass_fds=[listener.fileno()], env=environment)
     os.close(read)
     _kept.extend((folder, write, server))
-    print(STARTED, file=sys.stderr)
+    return True
 
 
 def serve(listener: int) -> None:
