@@ -23,7 +23,7 @@ PLAIN = [page for page in pages() if page not in CHAPTERS]
 # What draws the data sets, then the longest chapters and those that others wait for, or cores idle while one ends alone.
 FIRST = (
     "data", "ground_truth", "selection", "dimension", "alignment",
-    "similarity", "zoo", "class_means", "text_and_code", "residual_stream",
+    "similarity", "zoo", "class_means", "text_and_code", "pursuit", "semantics", "residual_stream",
 )  # fmt: skip
 DEVICE = config.get("device")
 # Extractions as jobs of their own: for profiles of the hub, or with --config units=1. Chapters make small ones themselves.
