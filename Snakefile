@@ -1,11 +1,12 @@
 # The run as a graph: units -> chapters -> book. A chapter runs again when what its key names has changed (edition/keys):
 # its code and parameters, the modules it reaches, the tables it reads, constraints.txt. The book puts outputs and present
 # prose together. Extractions have checksums of their own.
+import os
 import shlex
 import sys
 from pathlib import Path
 
-from edition.forkserver import STARTED, start_server
+from edition.forkserver import SHARED, STARTED, start_server
 from edition.keys import write_keys
 from edition.pages import ParameterError, after, chapters, chapters_on_device, find_profile, pages
 
@@ -47,9 +48,9 @@ def share(jobs):
 # For jobs on this machine. With a GPU they differ in threads, of which a server has one number; macOS does not let a
 # process with these libraries fork.
 onstart:
-    if workflow.local_exec and not DEVICE and sys.platform == "linux":
-        if start_server(threads=share(len(CHAPTERS))):
-            print(STARTED, file=sys.stderr)
+    if workflow.local_exec and not DEVICE and sys.platform == "linux" and not os.environ.get(SHARED):
+        start_server(threads=share(len(CHAPTERS)))
+        print(STARTED, file=sys.stderr)
 
 
 localrules: publish, units, book

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import beartype  # noqa: F401  (before our modules, as LIBRARIES)
 import pytest
 
-from edition.forkserver import start_server
+from edition.forkserver import SHARED, start_server
 from edition.pages import project_root
 
 if TYPE_CHECKING:
@@ -61,11 +61,12 @@ LIBRARIES = ("open_clip", "transformers", "pandas", "matplotlib.pyplot", "IPytho
 def pytest_configure():
     """Ctrl-C is heard by what tests start, also where these run in a shell's background, which ignores it.
 
-    Chapters and jobs that tests run by themselves or by Snakemake are forks of one server.
+    What tests run by `edition.forkserver`, also through Snakemake, are forks of one server, which imports once for all.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and "PYTEST_XDIST_WORKER" not in os.environ:
         start_server(threads=1)
+        os.environ[SHARED] = "1"
 
 
 def pytest_collection():

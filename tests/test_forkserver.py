@@ -130,6 +130,7 @@ def test_bad_parameters_are_told_by_the_client(folder):
 @pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
 def test_a_chapter_ends_with_its_client(folder, sign, status):
     run, pids = waiting(folder, SERVER)
+    assert pids[1] != run.pid  # a fork, not the client
     run.send_signal(sign)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == status
@@ -156,8 +157,7 @@ def test_options_that_are_none_are_refused_as_elsewhere(folder):
 
 @pytest.mark.parametrize("killed", ["server", "starter"])
 def test_without_a_server_chapters_run_by_themselves(folder, killed):
-    environment = os.environ | {ADDRESS: ""}
-    with subprocess.Popen([sys.executable, "-c", START], env=environment, **PIPES) as starter:
+    with subprocess.Popen([sys.executable, "-c", START], **PIPES) as starter:
         address = starter.stdout.readline().strip()
         (forks,) = psutil.Process(starter.pid).children()
         os.kill(forks.pid if killed == "server" else starter.pid, signal.SIGKILL)

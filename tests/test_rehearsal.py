@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from conftest import copy_project
-from edition.forkserver import ADDRESS
+from edition.forkserver import SHARED
 from edition.pages import chapter_defaults, chapter_path, project_root
 from hub_server import Hub
 from residual.data.hub.catalogue import catalogue
@@ -97,7 +97,7 @@ def served(tmp_path_factory):
     repos = write_sets(folder / "sets") | {PAPER[name].id: MINI / own for name, own in STANDINS.items()}
     with Hub(repos).serving() as server:
         own = {"HF_ENDPOINT": server.address, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
-        own[ADDRESS] = ""  # a server reads them when it imports
+        own[SHARED] = ""  # the tests' server has read its own HF_ variables already
         yield project, os.environ | own
 
 

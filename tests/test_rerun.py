@@ -26,7 +26,7 @@ from conftest import small_project
 from edition import build, check, keys
 from edition.assemble import assembled, run_command
 from edition.chapter import Chapter
-from edition.forkserver import ADDRESS
+from edition.forkserver import SHARED
 from edition.pages import (
     ParameterError,
     chapter_defaults,
@@ -44,7 +44,7 @@ from edition.tables import styled
 
 ROOT = project_root()
 BIN = Path(sys.executable).parent
-FORKED = [sys.executable, "-m", "edition.forkserver", "run"]
+FORKED = [sys.executable, "-m", "edition.forkserver", "run"]  # which heeds no HF_ variables: its libraries are imported
 SMALL = {"encoders": ["mini-openclip"]}  # of the chapter residual_stream, which takes seconds
 
 
@@ -112,6 +112,7 @@ def test_no_script_of_a_name_runs_in_a_browser(inside, tmp_path):
     given = {"encoders": [str(encoder)], "dataset": str(tmp_path / "set"), "images": 100}
     pairs = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
     runs = [run_in(inside, *FORKED, chapter, *pairs) for chapter in ("dimension", "heads")]
+    assert not any(run.returncode for run in runs), [run.stderr for run in runs]
     pages = [Path(re.search("page      (.*)", run.stdout)[1]) for run in runs]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=[*FLAGS])
@@ -215,7 +216,7 @@ def test_without_a_network_all_that_is_missing_is_told_at_once(inside, tmp_path)
 def test_a_build_that_is_stopped_says_so_in_one_line_and_leaves_nothing_running(inside, sign):
     command = [sys.executable, "-m", "edition.build", "tiny"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    run = subprocess.Popen(command, cwd=inside, env=os.environ | {ADDRESS: ""}, **pipes)  # with a server of its own
+    run = subprocess.Popen(command, cwd=inside, env=os.environ | {SHARED: ""}, **pipes)  # with a server of its own
     limit = time.monotonic() + 120
     while not list(inside.glob("_build/runs/tiny/*.ipynb")) and time.monotonic() < limit and run.poll() is None:
         time.sleep(0.1)

@@ -98,8 +98,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(encoder, dataset, tmp_path,
     assert contents(resumed.folder) == contents(whole.folder)
 
 
-FORKS = multiprocessing.get_context("forkserver")  # whose processes do not import again
-FORKS.set_forkserver_preload(["residual.encoders.from_open_clip", "residual.extraction"])
+# Processes that import little again; macOS does not let a process with these libraries fork.
+FORKS = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    FORKS.set_forkserver_preload(["residual.encoders.from_open_clip", "residual.extraction"])
 
 
 def extract_noise(encoder_folder: str, root: str) -> None:
@@ -127,6 +129,7 @@ def test_killed_and_doubled_processes_end_with_the_same_bytes(tmp_path):
         deadline = time.monotonic() + 60
         while len(shards(tmp_path / "killed")) <= seen + 2 and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
+        assert len(shards(tmp_path / "killed")) > seen + 2
         process.kill()
         assert ended(process) == -signal.SIGKILL
     pair = [start(tmp_path / "openclip", tmp_path / "killed") for _ in range(2)]

@@ -29,6 +29,7 @@ from edition import forked_kernel
 from edition.forked_kernel import adopt
 
 ADDRESS = "RESIDUAL_FORKSERVER"  # in the environment: the server's socket
+SHARED = "RESIDUAL_SHARED_FORKS"  # in the environment: that server serves what Snakemake starts as well, for the tests
 IMPORTS = (  # of runners, then of kernels
     "edition.run", "edition.plan", "edition.execute", "papermill.execute",
     "ipykernel.kernelapp", "edition.alignment_rows", "edition.explorer", "edition.playground",
@@ -45,13 +46,8 @@ STARTED = "Jobs are forks of one process, which imports once for all."
 _kept: list[object] = []  # until this process ends
 
 
-def start_server(threads: int) -> bool:
-    """Start a server for what this process runs, unless one was started for this process itself; whether it did.
-
-    It ends with this process. threads: of every job.
-    """
-    if os.environ.get(ADDRESS):
-        return False
+def start_server(threads: int) -> None:
+    """Start a server for what this process runs; it ends with this process. threads: of every job."""
     folder = TemporaryDirectory(prefix="residual-")
     os.environ[ADDRESS] = address = f"{folder.name}/forks"
     read, write = os.pipe()  # where the server sees that this process has ended
@@ -63,7 +59,6 @@ def start_server(threads: int) -> bool:
         server = subprocess.Popen(command, stdin=read, pass_fds=[listener.fileno()], env=environment)
     os.close(read)
     _kept.extend((folder, write, server))
-    return True
 
 
 def serve(listener: int) -> None:
