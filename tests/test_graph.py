@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from huggingface_hub import constants
 from conftest import small_project
 from edition import plan
 from edition.chapter import Chapter
-from edition.inputs import Extraction
+from edition.inputs import Extraction, encoder_for
 from edition.pages import chapters, project_root
 from edition.parameters import chapter_parameters
 from edition.plan import jobs, jobs_by_chapter, main
@@ -157,9 +158,10 @@ def test_chapters_find_every_unit_that_the_jobs_made(whole, monkeypatch):
     profile, units = whole / "profiles/few.yml", whole / "_build/units"
     before = {path.name for path in units.glob("*--*")}
     assert len(before) == len(jobs(profile))
+    load = functools.cache(encoder_for)
     for chapter, needed in jobs_by_chapter(profile).items():
         run = Chapter(chapter, chapter_parameters(chapter, profile))
-        read = {run.units(run.encoder(job.encoder), job.dataset, job.split).folder.name for job in needed}
+        read = {run.units(load(job.encoder), job.dataset, job.split).folder.name for job in needed}
         assert read <= before
         assert len(read) == len({(job.encoder, job.dataset, job.split) for job in needed})
     assert {path.name for path in units.glob("*--*")} == before
