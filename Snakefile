@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from edition.forkserver import SHARED, STARTED, start_server
+from edition.forkserver import SHARED, start_server
 from edition.keys import write_keys
 from edition.pages import ParameterError, after, chapters, chapters_on_device, find_profile, pages
 
@@ -50,7 +50,7 @@ def share(jobs):
 onstart:
     if workflow.local_exec and not DEVICE and sys.platform == "linux" and not os.environ.get(SHARED):
         start_server(threads=share(len(CHAPTERS)))
-        print(STARTED, file=sys.stderr)
+        print("Jobs are forks of one process, which imports once for all.", file=sys.stderr)
 
 
 localrules: publish, units, book

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -206,6 +207,15 @@ zoo: {profile: few, encoders: [mini-openclip], controls: [], tasks: [digits], im
 text_and_code: *tasks
 playground: *tasks
 """
+
+
+def run_forked(folder: Path, chapter: str, given: dict[str, object], *options: str) -> subprocess.CompletedProcess:
+    """Run a chapter in a fork of the tests' server, which heeds no HF_ variables: its libraries are imported."""
+    pairs = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
+    command = [sys.executable, "-m", "edition.forkserver", "run", chapter, *pairs, *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def copy_project(folder: Path) -> Path:

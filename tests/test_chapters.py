@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from itertools import product
 
 import jupytext
 import pandas as pd
 import pytest
 
-from conftest import write_config
+from conftest import run_forked, write_config
 from edition.alignment_rows import load_adapters
 from edition.chapter import Chapter
 from edition.claims import claims
@@ -36,13 +34,9 @@ def test_every_pair_of_the_default_run_was_fine_tuned_with_as_many_images_and_se
 def test_a_chapter_reruns_with_other_parameters(tmp_path):
     write_config(tmp_path / "dino v2", "dinov2")  # a path with a space
     out = tmp_path / "out.ipynb"
-    given = ["profile", "test", "dataset", "digits", "images", "120", "seed", "3"]
-    pairs = [word for name, value in zip(given[::2], given[1::2], strict=True) for word in ("-p", name, value)]
-    encoders = f"['{tmp_path / 'dino v2'}@random', mini-openclip]"
-    command = [sys.executable, "-m", "edition.forkserver", "run", str(ROOT / "book/dimension.md"), *pairs]
-    command += ["-p", "encoders", encoders, "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    encoders = [f"{tmp_path / 'dino v2'}@random", "mini-openclip"]
+    given = {"profile": "test", "dataset": "digits", "images": 120, "seed": 3, "encoders": encoders}
+    done = run_forked(ROOT, str(ROOT / "book/dimension.md"), given, "--out", str(out))
     assert f"notebook  {out}\npage      {tmp_path}/out-html/page.html" in done.stdout
     assert "Residual dimensionality" in (tmp_path / "out-html/page.html").read_text()
     notebook = jupytext.read(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from papermill import PapermillExecutionError
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from conftest import small_project
+from conftest import run_forked, small_project
 from edition import build, check, keys
 from edition.assemble import assembled, run_command
 from edition.chapter import Chapter
@@ -44,7 +43,6 @@ from edition.tables import styled
 
 ROOT = project_root()
 BIN = Path(sys.executable).parent
-FORKED = [sys.executable, "-m", "edition.forkserver", "run"]  # which heeds no HF_ variables: its libraries are imported
 SMALL = {"encoders": ["mini-openclip"]}  # of the chapter residual_stream, which takes seconds
 
 
@@ -110,9 +108,7 @@ def test_no_script_of_a_name_runs_in_a_browser(inside, tmp_path):
         for index in range(60):
             Image.new("RGB", (48, 48), (4 * index, 80 * label, 0)).save(folder / f"{index}.png")
     given = {"encoders": [str(encoder)], "dataset": str(tmp_path / "set"), "images": 100}
-    pairs = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
-    runs = [run_in(inside, *FORKED, chapter, *pairs) for chapter in ("dimension", "heads")]
-    assert not any(run.returncode for run in runs), [run.stderr for run in runs]
+    runs = [run_forked(inside, chapter, given) for chapter in ("dimension", "heads")]
     pages = [Path(re.search("page      (.*)", run.stdout)[1]) for run in runs]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=[*FLAGS])

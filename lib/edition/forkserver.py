@@ -41,7 +41,6 @@ INLINE = "module://matplotlib_inline.backend_inline"  # kernels' backend, which 
 THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")]  # read by imports as well
 PATIENCE = 5  # seconds in which a process that is stopped may end
 INTERRUPTED, KILLED = 130, 137  # the status of a process that Ctrl-C ended, and of one that was killed
-STARTED = "Jobs are forks of one process, which imports once for all."
 
 _kept: list[object] = []  # until this process ends
 
