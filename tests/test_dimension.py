@@ -154,6 +154,7 @@ def test_duplicates_are_dropped():
     [
         (torch.rand(19, 3), {}, "20 distinct rows, not 19"),
         (torch.zeros(50, 3), {}, "20 distinct rows, not 1"),
+        (torch.zeros(0, 3), {}, "20 distinct rows, not 0"),
         (torch.full((50, 3), torch.nan), {}, "NaN"),
         (torch.rand(50, 3), {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
         (torch.rand(50, 3), {"keep": 1.5}, r"keep must lie in \(0, 1\]"),
