@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -304,19 +307,32 @@ LOAD = """
 import sys
 from residual import load_dataset
 from residual.data.hub.read import DataError
-try:
-    data = load_dataset(sys.argv[1], "test")
-    print(len(data), *data.classes, *data.templates, sep="|")
-except DataError as error:
-    sys.exit(f"DataError: {error}")
+for name in map(str.strip, sys.stdin):
+    try:
+        data = load_dataset(name, "test")
+        print(len(data), *data.classes, *data.templates, sep="|", flush=True)
+    except DataError as error:
+        print("DataError:", *str(error).split(), flush=True)
 """
 
 
-def loading(server, folder: Path, name: str, **more: str) -> subprocess.Popen:
-    """Another process that loads a set's test split from our hub, with caches below `folder`."""
+@contextlib.contextmanager
+def loading(server, folder: Path, **more: str) -> Iterator[Callable[[str], Callable[[], str]]]:
+    """Another process that loads sets' test splits from our hub, with caches below `folder`.
+
+    load(name) begins, and gives what waits for the line that the process says of it.
+    """
     own = {"HF_ENDPOINT": server.address, "HF_HOME": str(folder / "home"), "RESIDUAL_CACHE": str(folder / "cache")}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", LOAD, name], env=os.environ | own | more, **pipes)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LOAD], env=os.environ | own | more, **pipes) as run:
+
+        def load(name: str) -> Callable[[], str]:
+            print(name, file=run.stdin, flush=True)
+            return lambda: run.stdout.readline().strip()
+
+        yield load
+        run.stdin.close()
+        assert run.wait() == 0
 
 
 CARD = """---
@@ -333,43 +349,41 @@ dataset_info:
 def test_two_processes_fetch_parquet_into_one_cache_and_wrong_sizes_are_noticed(tmp_path):
     folder = write_parquet(tmp_path / "set")
     (folder / "README.md").write_text(CARD.format(30))
-    with Hub({"org/set": folder}).serving() as server:
-        both = [loading(server, tmp_path, "org/set") for _ in range(2)]
-        told = [one.communicate() for one in both]
-        assert [out.strip() for out, _ in told] == ["|".join(["30", *sorted(NAMES), "a photo of a {}."])] * 2, told
-        (folder / "README.md").write_text(CARD.format(29))
-        failed = loading(server, tmp_path / "other", "org/set")
-        assert "org/set: what was downloaded is not what org/set declares" in failed.communicate()[1]
+    wrong = shutil.copytree(folder, tmp_path / "wrong")
+    (wrong / "README.md").write_text(CARD.format(29))
+    with (
+        Hub({"org/set": folder, "org/wrong": wrong}).serving() as server,
+        loading(server, tmp_path) as one,
+        loading(server, tmp_path) as other,
+    ):
+        told = [load("org/set") for load in (one, other)]
+        assert [line() for line in told] == ["|".join(["30", *sorted(NAMES), "a photo of a {}."])] * 2
+        assert "org/wrong: what was downloaded is not what org/wrong declares" in one("org/wrong")()
 
 
 def test_a_hub_that_fails_in_the_middle_is_told_and_taken_up_again(tmp_path):
     folder = write_webdataset(tmp_path / "set")
-
-    def load(name="cifar10", **more):
-        run = loading(server, tmp_path, name, **more)
-        out, told = run.communicate()
-        return SimpleNamespace(returncode=run.returncode, stdout=out, stderr=told)
-
+    whole = "|".join(["30", *NAMES, "a photo of a {}.", "a drawing of a {}."])
     with Hub({"clip-benchmark/wds_vtab-cifar10": folder}).serving() as server:
-        for fault, remedy in (
-            ("busy", "cannot be fetched"),
-            ("gated", "hf auth login"),
-            ("cut", "what was downloaded so far is kept"),
-        ):
-            server.fault = fault
-            failed = load()
-            assert failed.returncode == 1
-            assert "DataError: cifar10: " in failed.stderr
-            assert remedy in failed.stderr
-        server.fault = ""
-        assert "there is no org/none on the hub" in load("org/none").stderr
-        whole = load()
-        assert whole.returncode == 0, whole.stderr
-        assert whole.stdout.strip() == "|".join(["30", *NAMES, "a photo of a {}.", "a drawing of a {}."])
+        with loading(server, tmp_path) as load:
+            for fault, remedy in (
+                ("busy", "cannot be fetched"),
+                ("gated", "hf auth login"),
+                ("cut", "what was downloaded so far is kept"),
+            ):
+                server.fault = fault
+                told = load("cifar10")()
+                assert told.startswith("DataError: cifar10: ")
+                assert remedy in told
+            server.fault = ""
+            assert "there is no org/none on the hub" in load("org/none")()
+        with loading(server, tmp_path) as load:
+            assert load("cifar10")() == whole
         assert json.loads((tmp_path / "cache/revisions.json").read_text()) == {
             "clip-benchmark/wds_vtab-cifar10": REVISION
         }
-    assert load(HF_HUB_OFFLINE="1").stdout == whole.stdout  # and without a network from then on
+    with loading(server, tmp_path, HF_HUB_OFFLINE="1") as load:  # and without a network from then on
+        assert load("cifar10")() == whole
 
 
 def test_prompts_of_the_paper_stand_in_for_those_of_the_hub(tmp_path):
