@@ -190,7 +190,7 @@ def dataset():
 
 
 FEW = """
-data: {profile: few, images: 200}
+data: {profile: few, images: 100}
 dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, images: 100}
 pursuit: *one
 semantics: *one
