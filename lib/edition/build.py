@@ -137,13 +137,21 @@ def _forget_failures(profile: str) -> None:
 
 def _stop(process: subprocess.Popen) -> None:
     """End the run and all that it started, kernels too, which have sessions of their own."""
-    started = _family(process.pid)
+    started, limit = _family(process.pid), time.monotonic() + PATIENCE
     os.killpg(process.pid, signal.SIGINT)
-    _, alive = psutil.wait_procs(started, PATIENCE)
+    while (alive := [*filter(_is_alive, started)]) and time.monotonic() < limit:
+        time.sleep(0.05)
     for one in {*alive, *(child for parent in alive for child in _family(parent.pid))}:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     process.wait()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it has not ended; where a container reaps no orphans, one that has stays as a zombie."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _family(pid: int) -> list[psutil.Process]:
