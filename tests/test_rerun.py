@@ -265,7 +265,7 @@ def keys_of(folder, monkeypatch):
     """The key of every chapter of a project, in which its own copy of the library counts."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(keys, "LIBRARY", folder / "lib")
-    for cached in (keys._exports, keys._imports_of, keys._file_hash):
+    for cached in (keys._module, keys._exports, keys._imports_of, keys._file_hash):
         cached.cache_clear()
     return {chapter: keys.chapter_key(chapter, folder / "profiles/few.yml") for chapter in chapters()}
 

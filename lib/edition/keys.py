@@ -66,6 +66,7 @@ def _outdate(chapter: str, profile: str, key: Path) -> None:
     os.utime(key, (max(now, run.stat().st_mtime + 1) if run.is_file() else now,) * 2)
 
 
+@functools.cache
 def _module(name: str) -> Path | None:
     """The file of a module of the library; None for what is none."""
     base = LIBRARY.joinpath(*name.split("."))
@@ -75,7 +76,9 @@ def _module(name: str) -> Path | None:
 @functools.cache
 def _exports(package: str) -> dict[str, str]:
     """The names that a package takes from its modules, at once or when they are used, and the modules."""
-    tree, names = ast.parse(_module(package).read_text()), {}
+    if (file := _module(package)).name != "__init__.py":
+        return {}
+    tree, names = ast.parse(file.read_text()), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package):
             names |= {alias.name: node.module for alias in node.names}
@@ -87,10 +90,9 @@ def _exports(package: str) -> dict[str, str]:
 
 def _imports(tree: ast.Module) -> Iterator[str]:
     """The modules that a tree imports, at its top or in functions; of packages only what is used of them."""
-    used = {
-        (n.value.id, n.attr) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
-    }
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    used = {(n.value.id, n.attr) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and _module(node.module or ""):
