@@ -29,6 +29,7 @@ SERIOUS = (  # rows of a long table are alike
     "axe.run(document, {resultTypes: ['violations'], preload: false}).then(found => found.violations"
     ".filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes[0].html.slice(0, 200)))"
 )
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 HEAVIEST = 1.5e6  # bytes of a page with all that it loads
 
 in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
@@ -120,6 +121,8 @@ def test_pages_are_whole_at_every_width_and_in_the_dark(site, page, widths, sche
             page.set_viewport_size({"width": width, "height": 900})
             if width == widths[0]:
                 page.goto(path.as_uri())
+                page.add_style_tag(content="* { transition: none !important }")
+            page.evaluate(DRAWN)
             if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
                 problems.append(f"{path.stem} is wider than {width} pixels")
         problems += [f"{path.stem}: {error}" for error in page.wrong]
