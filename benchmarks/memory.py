@@ -1,8 +1,8 @@
 """Peak memory against the number of images: `python benchmarks/memory.py --table book/measured/memory.csv`.
 
-Of TwoNN, ours and torch.cdist, and of an extraction, of moments alone and with coordinates. Each runs in a process of
-its own; what is kept is the rise of the peak above the data, in MB, and the time. The paper's 80,000 images are tried
-our way alone: `torch.cdist` would take 50 GB.
+Of TwoNN, ours and torch.cdist, of an extraction, of moments alone and with coordinates, and of a chapter. Each runs in
+a process of its own; what is kept is the rise of the peak above the data, in MB, and the time. The paper's 80,000
+images are tried our way alone: `torch.cdist` would take 50 GB.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from edition.pages import project_root
 from residual import extract, load_encoder
 from residual.data.dataset import Dataset
 from residual.dimension import two_nn
@@ -28,12 +29,13 @@ SIZES = {
     "torch.cdist": (5000, 10000, 20000),
     "extraction of moments": (1000, 2000, 4000, 8000, 16000),
     "extraction of coordinates": (1000, 2000, 4000, 8000, 16000),
+    "Residual dimensionality": (1000, 2000, 4000, 8000),
 }
 
 
 def peak() -> float:
-    """Peak resident memory in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process, or of one that it has started and that has ended, in MB."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
 
 def distances(x: torch.Tensor) -> None:
@@ -47,10 +49,22 @@ def extraction(coordinates: str | None, images: torch.Tensor) -> None:
         extract(load_encoder("mini-openclip"), data, root=root, coordinates=coordinates, progress=False)
 
 
+def chapter(n: int) -> None:
+    """The chapter *Residual dimensionality* with n images, from nothing: it draws, extracts and analyses them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("_toc.yml", "_config.yml", "book", "profiles", "lib", "constraints.txt"):
+            Path(folder, name).symlink_to(project_root() / name)
+        command = [sys.executable, "-m", "edition.run", "dimension", "--cells", "cells", "-p", "dataset", "random"]
+        command += ["-p", "encoders", "[mini-openclip]", "-p", "images", str(n)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
 def measure(what: str, n: int) -> tuple[float, float]:
     """The rise of the peak in MB, and seconds."""
     generator = torch.Generator().manual_seed(0)
-    if what.startswith("extraction"):
+    if what == "Residual dimensionality":
+        x, run = torch.zeros(n), lambda images: chapter(len(images))
+    elif what.startswith("extraction"):
         x = torch.randint(256, (n, 3, 48, 48), dtype=torch.uint8, generator=generator)
         run = partial(extraction, "float32" if what.endswith("coordinates") else None)
     else:
