@@ -8,33 +8,36 @@ images are tried our way alone: `torch.cdist` would take 50 GB.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
+from PIL import Image
 
 from edition.pages import project_root
 from residual import extract, load_encoder
 from residual.data.dataset import Dataset
 from residual.dimension import two_nn
 
+CHAPTER = "the chapter Residual dimensionality"
 SIZES = {
     "TwoNN of a head": (5000, 10000, 20000, 80000),
     "torch.cdist": (5000, 10000, 20000),
     "extraction of moments": (1000, 2000, 4000, 8000, 16000),
     "extraction of coordinates": (1000, 2000, 4000, 8000, 16000),
-    "Residual dimensionality": (1000, 2000, 4000, 8000),
+    CHAPTER: (1000, 2000, 4000, 8000),
 }
 
 
 def peak() -> float:
-    """Peak resident memory of this process, or of one that it has started and that has ended, in MB."""
+    """The larger of the peaks of this process and of those that it started and that have ended, in resident MB."""
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
 
@@ -42,38 +45,49 @@ def distances(x: torch.Tensor) -> None:
     torch.cdist(x, x).topk(3, largest=False)
 
 
-def extraction(coordinates: str | None, images: torch.Tensor) -> None:
+def extraction(images: torch.Tensor, coordinates: str | None) -> None:
     labels = torch.zeros(len(images), dtype=torch.long)
     data = Dataset("noise", "train", images, labels, ("noise", "other"), ("{}",))
     with tempfile.TemporaryDirectory() as root:
         extract(load_encoder("mini-openclip"), data, root=root, coordinates=coordinates, progress=False)
 
 
-def chapter(n: int) -> None:
-    """The chapter *Residual dimensionality* with n images, from nothing: it draws, extracts and analyses them."""
+def chapter(images: Path, count: int) -> None:
+    """Run it with so many images of a folder, where nothing is extracted yet."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("_toc.yml", "_config.yml", "book", "profiles", "lib", "constraints.txt"):
             Path(folder, name).symlink_to(project_root() / name)
-        command = [sys.executable, "-m", "edition.run", "dimension", "--cells", "cells", "-p", "dataset", "random"]
-        command += ["-p", "encoders", "[mini-openclip]", "-p", "images", str(n)]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        command = [sys.executable, "-m", "edition.run", "dimension", "--cells", "cells", "-p", "dataset", str(images)]
+        command += ["-p", "encoders", "[mini-openclip]", "-p", "images", str(count)]
+        own = os.environ | {"HF_HOME": f"{folder}/hf", "RESIDUAL_CACHE": f"{folder}/cache"}
+        subprocess.run(command, cwd=folder, env=own, check=True, stdout=subprocess.DEVNULL)
+
+
+def prepared(what: str, n: int, folder: Path) -> Callable[[int], None]:
+    """A function that does it with the first so many of n images, for which the folder is there."""
+    generator = torch.Generator().manual_seed(0)
+    if what in ("TwoNN of a head", "torch.cdist"):
+        x = torch.randn(n, 768 if what == "torch.cdist" else 66, generator=generator)
+        return lambda count: (distances if what == "torch.cdist" else two_nn)(x[:count])
+    images = torch.randint(256, (n, 3, 48, 48), dtype=torch.uint8, generator=generator)
+    if what != CHAPTER:
+        coordinates = "float32" if what.endswith("coordinates") else None
+        return lambda count: extraction(images[:count], coordinates)
+    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        path = folder / f"train/class {index % 2}/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return lambda count: chapter(folder, count)
 
 
 def measure(what: str, n: int) -> tuple[float, float]:
     """The rise of the peak in MB, and seconds."""
-    generator = torch.Generator().manual_seed(0)
-    if what == "Residual dimensionality":
-        x, run = torch.zeros(n), lambda images: chapter(len(images))
-    elif what.startswith("extraction"):
-        x = torch.randint(256, (n, 3, 48, 48), dtype=torch.uint8, generator=generator)
-        run = partial(extraction, "float32" if what.endswith("coordinates") else None)
-    else:
-        x = torch.randn(n, 768 if what == "torch.cdist" else 66, generator=generator)
-        run = distances if what == "torch.cdist" else two_nn
-    run(x[:300])  # libraries load before the count starts
-    before, start = peak(), time.monotonic()
-    run(x)
-    return peak() - before, time.monotonic() - start
+    with tempfile.TemporaryDirectory() as folder:
+        run = prepared(what, n, Path(folder))
+        run(300)  # libraries load before the count starts
+        before, start = peak(), time.monotonic()
+        run(n)
+        return peak() - before, time.monotonic() - start
 
 
 def main() -> None:
@@ -88,7 +102,9 @@ def main() -> None:
     for what, sizes in SIZES.items():
         for n in sizes:
             command = [sys.executable, __file__, "--one", what, str(n)]
-            mb, seconds = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+            mb, seconds = map(
+                float, subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+            )
             print(f"{mb:8.0f} MB  {seconds:6.1f} s  n = {n:6,}  {what}", flush=True)
             rows.append((what, n, mb, seconds))
     if args.table:

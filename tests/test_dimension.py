@@ -166,6 +166,15 @@ def test_what_has_no_dimension_is_refused(x, options, message):
         two_nn(x, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_one_value_that_is_not_finite_is_enough(bad, dtype):
+    x = torch.rand(900, 7).to(dtype)
+    x[450, 3] = bad
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        two_nn(x)
+
+
 def test_the_standard_error_is_that_of_repeated_samples():
     estimates = torch.tensor([two_nn(ball(800, 4, seed)) for seed in range(0, 40, 2)])
     errors = [subsampling_error(two_nn, ball(800, 4, seed), repeats=20, seed=seed) for seed in range(0, 6, 2)]

@@ -320,7 +320,7 @@ for name in map(str.strip, sys.stdin):
 def loading(server, folder: Path, **more: str) -> Iterator[Callable[[str], Callable[[], str]]]:
     """Another process that loads sets' test splits from our hub, with caches below `folder`.
 
-    load(name) begins, and gives what waits for the line that the process says of it.
+    Yields `load`: load(name) starts a load, and returns a function that waits for its line of output.
     """
     own = {"HF_ENDPOINT": server.address, "HF_HOME": str(folder / "home"), "RESIDUAL_CACHE": str(folder / "cache")}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import jupytext
 import nbformat
 import pandas as pd
 import papermill
+import psutil
 import pytest
 import yaml
 from papermill import PapermillExecutionError
@@ -130,14 +132,14 @@ def notebook(inside):
 
 
 def test_papermill_runs_a_chapter_from_the_root_and_from_the_book(inside, notebook):
-    (inside / "params.yml").write_text("encoders: [mini-openclip]\nseed: 4\n")
+    (inside / "params.yml").write_text("profile: few\n")
     for folder, chapter, given in (
-        (inside, notebook, ["-f", "params.yml"]),
-        (inside / "book", _as_notebook(inside / "book", "gpu"), ["-y", "{profile: few}"]),
+        (inside, _as_notebook(inside, "gpu"), ["-f", "params.yml"]),
+        (inside / "book", notebook, ["-y", "{encoders: [mini-openclip], seed: 5}"]),
     ):
         done = run_in(folder, str(BIN / "papermill"), str(chapter), "out.ipynb", *given)
         assert done.returncode == 0, done.stderr[-2000:]
-    assert [path.name for path in (inside / "_build/results").iterdir()] == ["mini--encoders-mini-openclip--seed-4"]
+    assert [path.name for path in (inside / "_build/results").iterdir()] == ["mini--encoders-mini-openclip--seed-5"]
     assert not (inside / "book/_build").exists()
 
 
@@ -226,6 +228,17 @@ def test_a_build_that_is_stopped_says_so_in_one_line_and_leaves_nothing_running(
     assert not list(inside.glob("_build/runs/tiny/*.failed"))
 
 
+def test_a_process_that_has_ended_is_not_waited_for_though_nobody_has_reaped_it():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        about = psutil.Process(process.pid)
+        assert build._is_alive(about)
+        process.stdin.close()
+        while about.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert not build._is_alive(about)
+    assert not build._is_alive(about)
+
+
 def running_in(folder: Path) -> list[str]:
     """Processes that work in a folder."""
     found = []
@@ -265,9 +278,18 @@ def keys_of(folder, monkeypatch):
     """The key of every chapter of a project, in which its own copy of the library counts."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(keys, "LIBRARY", folder / "lib")
-    for cached in (keys._module, keys._exports, keys._imports_of, keys._file_hash):
-        cached.cache_clear()
-    return {chapter: keys.chapter_key(chapter, folder / "profiles/few.yml") for chapter in chapters()}
+    with _nothing_cached():
+        return {chapter: keys.chapter_key(chapter, folder / "profiles/few.yml") for chapter in chapters()}
+
+
+@contextlib.contextmanager
+def _nothing_cached():
+    """Before and after, as modules are kept by name."""
+    for clear in (True, False):
+        for cached in (keys._module, keys._exports, keys._imports_of, keys._file_hash):
+            cached.cache_clear()
+        if clear:
+            yield
 
 
 def with_library(project):

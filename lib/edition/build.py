@@ -148,7 +148,7 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """Whether it has not ended; where a container reaps no orphans, one that has stays as a zombie."""
+    """Whether it still runs, which a zombie does not: in containers that reap no orphans, one stays for good."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False

@@ -75,7 +75,7 @@ def _module(name: str) -> Path | None:
 
 @functools.cache
 def _exports(package: str) -> dict[str, str]:
-    """The names that a package takes from its modules, at once or when they are used, and the modules."""
+    """The names that a package takes from its modules, at once or when they are used, and the modules; else none."""
     if (file := _module(package)).name != "__init__.py":
         return {}
     tree, names = ast.parse(file.read_text()), {}

@@ -37,9 +37,9 @@ def two_nn(
     """Intrinsic dimension from the ratio of second to first neighbour distance.
 
     keep: fraction of the smallest ratios that is fitted, in (0, 1]. block: how many rows are compared with all others
-    at a time; memory is O(n * block). Runs on the device of x. Duplicates are dropped, also those that differ by the
-    rounding of `precision` (see `duplicate_distance`), by default that of x, or single where that holds a double x.
-    Raises ValueError with fewer than 20 distinct rows, or with NaN.
+    at a time; memory is O(n (d + block)). Runs on the device of x. Duplicates are dropped, also those that differ by
+    the rounding of `precision` (see `duplicate_distance`), by default that of x, or single where that holds a double x.
+    Raises ValueError with fewer than 20 distinct rows, or with NaN or infinity.
     Source: Facco et al. (2017), section "The estimator"; section 3.1 of the paper.
     """
     if not 0 < keep <= 1:
@@ -53,7 +53,7 @@ def two_nn(
     if precision is None:
         single = x.dtype == torch.float64 and x.float().double().equal(x)
         precision = torch.float32 if single else x.dtype
-    scaled = x.double() / max(largest, TINY)  # squares neither overflow nor vanish
+    scaled = x.double() / (largest or 1.0)  # squares neither overflow nor vanish
     first, second = _distinct_distances(scaled, block, duplicate_distance(x.shape[1], precision))
     return _fitted_dimension((second / first).log().sort().values, keep)
 
@@ -117,7 +117,8 @@ def subsampling_error(
 def _neighbour_distances(x: Tensor, block: int, apart: float) -> tuple[Tensor, Tensor, Tensor]:
     """Distances to the first and second neighbour of every row, in double precision; and which is first.
 
-    Of a row that has a neighbour no further than `apart`, only that is certain.
+    x: in double precision, with 1 as the largest value. Of a row that has a neighbour no further than `apart`, only
+    that is certain.
 
     Neighbours are found by |b|^2 - 2ab in single precision, and their distances computed again from differences. Where
     these are so small that rounding may have chosen the wrong rows, neighbours are searched again in double precision,
@@ -150,13 +151,13 @@ def _by_products(x: Tensor, rows: Tensor, block: int) -> Tensor:
     """
     groups = max(2, -(-len(x) // MEMBERS))
     offsets = groups * torch.arange(MEMBERS, device=x.device)
-    left = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    left = torch.cat([x[rows], x.new_ones(len(rows), 1)], 1)
     right = torch.cat([-2 * x, x.square().sum(1, keepdim=True)], 1).T.contiguous()
     buffer = x.new_full((min(block, len(rows)), MEMBERS * groups), torch.inf)  # one, or the allocator keeps many
     neighbours = []
-    for part in rows.split(block):
+    for part, factor in zip(rows.split(block), left.split(block), strict=True):
         distances = buffer[: len(part)]
-        torch.mm(left[part], right, out=distances[:, : len(x)])  # |b|^2 - 2ab, for a row a and all others
+        torch.mm(factor, right, out=distances[:, : len(x)])  # |b|^2 - 2ab, for rows a and all b
         distances.scatter_(1, part[:, None], torch.inf)
         least = distances.unflatten(1, (MEMBERS, groups)).amin(1)
         members = (least.topk(2, largest=False).indices[:, :, None] + offsets).flatten(1)
