@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -278,18 +277,17 @@ def keys_of(folder, monkeypatch):
     """The key of every chapter of a project, in which its own copy of the library counts."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(keys, "LIBRARY", folder / "lib")
-    with _nothing_cached():
+    _forget_modules()
+    try:
         return {chapter: keys.chapter_key(chapter, folder / "profiles/few.yml") for chapter in chapters()}
+    finally:
+        _forget_modules()
 
 
-@contextlib.contextmanager
-def _nothing_cached():
-    """Before and after, as modules are kept by name."""
-    for clear in (True, False):
-        for cached in (keys._module, keys._exports, keys._imports_of, keys._file_hash):
-            cached.cache_clear()
-        if clear:
-            yield
+def _forget_modules():
+    """Their files and contents are kept by name."""
+    for cached in (keys._module, keys._exports, keys._imports_of, keys._file_hash):
+        cached.cache_clear()
 
 
 def with_library(project):
