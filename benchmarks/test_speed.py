@@ -60,7 +60,7 @@ def test_trace(benchmark, name):
     side = 224 if encoder.tower.smallest else encoder.tower.image_size[0]
     pixels = torch.randn(16, 3, side, side, generator=torch.Generator().manual_seed(0))
     plain, ours = (lambda: encoder.encode_image(pixels)), (lambda: trace(encoder, pixels))
-    compare(benchmark, f"a trace of {name}, batch 16", "the plain forward pass", plain, ours, rounds=3)
+    compare(benchmark, f"a trace of {name}, batch 16", "the plain forward pass", plain, ours, rounds=7)
 
 
 def test_moments(benchmark):
@@ -72,7 +72,7 @@ def test_moments(benchmark):
         return [Moments.of(part) for part in (units.head_coordinates, units.blocks, units.output)]
 
     what = "a trace of OpenCLIP-B and its moments, batch 16"
-    compare(benchmark, what, "the trace alone", lambda: trace(encoder, pixels), with_moments, rounds=3)
+    compare(benchmark, what, "the trace alone", lambda: trace(encoder, pixels), with_moments, rounds=7)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_two_nn_and_the_product(benchmark, n):
             torch.mm(part, single.T, out=buffer[: len(part)])
 
     compare(
-        benchmark, "TwoNN of a head", "its matrix product alone", product, lambda: two_nn(samples), rounds=5, images=n
+        benchmark, "TwoNN of a head", "its matrix product alone", product, lambda: two_nn(samples), rounds=15, images=n
     )
 
 
