@@ -53,7 +53,7 @@ def extraction(images: torch.Tensor, coordinates: str | None) -> None:
 
 
 def chapter(images: Path, count: int) -> None:
-    """Run it with so many images of a folder, where nothing is extracted yet."""
+    """Run the chapter with so many images of a folder, in a project where nothing is extracted yet."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("_toc.yml", "_config.yml", "book", "profiles", "lib", "constraints.txt"):
             Path(folder, name).symlink_to(project_root() / name)
@@ -64,7 +64,7 @@ def chapter(images: Path, count: int) -> None:
 
 
 def prepared(what: str, n: int, folder: Path) -> Callable[[int], None]:
-    """A function that does it with the first so many of n images, for which the folder is there."""
+    """A function that does it with the first so many of n images; the folder is for images as files."""
     generator = torch.Generator().manual_seed(0)
     if what in ("TwoNN of a head", "torch.cdist"):
         x = torch.randn(n, 768 if what == "torch.cdist" else 66, generator=generator)

@@ -122,8 +122,6 @@ def test_pages_are_whole_at_every_width_and_in_the_dark(site, page, widths, sche
         page.loaded.clear()
         page.set_viewport_size({"width": widths[0], "height": 900})
         page.goto(path.as_uri())
-        problems += [f"{path.stem}: {error}" for error in page.wrong]
-        problems += [f"{path.stem} asks for {url}" for url in page.loaded if not url.startswith(("file:", "data:"))]
         if path in looked_at:
             page.add_script_tag(path=AXE)
             problems += [f"{path.stem}: {found}" for found in page.evaluate(SERIOUS)]
@@ -134,6 +132,8 @@ def test_pages_are_whole_at_every_width_and_in_the_dark(site, page, widths, sche
                 page.evaluate(DRAWN)
             if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
                 problems.append(f"{path.stem} is wider than {width} pixels")
+        problems += [f"{path.stem}: {error}" for error in page.wrong]
+        problems += [f"{path.stem} asks for {url}" for url in page.loaded if not url.startswith(("file:", "data:"))]
         files = {
             Path(url.removeprefix("file://").split("?")[0].split("#")[0]) for url in page.loaded if url[:4] == "file"
         }
