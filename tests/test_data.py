@@ -10,14 +10,14 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from residual import dataset_names, load_dataset, task_names
 from residual.data.dataset import Dataset
-from residual.data.miniature.emoji import load_artwork, vocabulary
-from residual.data.miniature.photographs import MORE, draw_tiles, photo_tiles, photograph
-from residual.data.miniature.reference import pick_drawings
-from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
-from residual.data.miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS
-from residual.data.miniature.shapes import HUES, PATTERNS, SHAPES
-from residual.data.miniature.splits import balanced
-from residual.data.miniature.textures import TEXTURES, draw_textures
+from miniature.emoji import load_artwork, vocabulary
+from miniature.photographs import MORE, draw_tiles, photo_tiles, photograph
+from miniature.reference import pick_drawings
+from miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
+from miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS
+from miniature.shapes import HUES, PATTERNS, SHAPES
+from miniature.splits import balanced
+from miniature.textures import TEXTURES, draw_textures
 from residual.data.names import SPLITS
 from residual.files import cache_folder
 

@@ -8,7 +8,7 @@ import torch
 
 from residual import extract
 from residual.data.dataset import load_dataset
-from residual.data.miniature.sets import Factor
+from miniature.sets import Factor
 from residual.heads import factor_levels, head_factors, join_factors, specialisation, variance_shares
 
 

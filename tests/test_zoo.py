@@ -15,17 +15,17 @@ from torch.utils.data import DataLoader
 
 from conftest import interrupt_at
 from residual import load_dataset, load_encoder
-from residual.data.miniature.emoji import load_artwork, vocabulary
-from residual.data.miniature.scenes import BACKDROPS, COLOURS, sample_scenes
+from miniature.emoji import load_artwork, vocabulary
+from miniature.scenes import BACKDROPS, COLOURS, sample_scenes
 from residual.encoders.names import EMBEDDED, MINI
 from residual.selection import class_encodings, encode_images, knn_accuracy, zero_shot_accuracy
 from zoo.__main__ import main
-from zoo.batches import Batches, Renderer, build_tokenizer
-from zoo.captions import STYLE_WORDS, load_concepts, write_captions
-from zoo.objectives import Batch, Contrast, assignments, contrastive_loss, distillation_loss
-from zoo.recipes import OUTPUT, RECIPES, build_encoder
+from miniature.training.batches import Batches, Renderer, build_tokenizer
+from miniature.training.captions import STYLE_WORDS, load_concepts, write_captions
+from miniature.training.objectives import Batch, Contrast, assignments, contrastive_loss, distillation_loss
+from miniature.training.recipes import OUTPUT, RECIPES, build_encoder
 from zoo.studies import STUDIES, measure, study_recipe
-from zoo.train import _Run, _seen, train
+from miniature.training.train import _Run, _seen, train
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def small(name, **changes):
 @pytest.fixture
 def artwork(monkeypatch):
     """Decoded once for all runs."""
-    monkeypatch.setattr("zoo.batches.load_artwork", functools.cache(load_artwork))
+    monkeypatch.setattr("miniature.training.batches.load_artwork", functools.cache(load_artwork))
 
 
 @pytest.mark.parametrize("name", ["mini-clip", "mini-blip", "mini-dinov2", "mini-vit"])

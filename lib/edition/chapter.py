@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import ast
-import os
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import matplotlib
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 from myst_nb import glue
 from pandas.io.formats.style import Styler
-from torch import Tensor
 
 from edition import results
 from edition.claims import claim_table, found
 from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, extractions, task_parts
-from edition.pages import (
-    DOING,
-    READS,
-    ParameterError,
-    chapter_defaults,
-    chapter_path,
-    profile_of_run,
-    project_root,
-    run_name,
-)
+from edition.pages import READS, ParameterError, chapter_defaults, chapter_path, project_root
 from edition.parameters import check_parameters, without_missing
 from edition.tables import styled
-from residual.data.dataset import Dataset
 from residual.data.names import SPLITS, split_task
-from residual.encoders.encoder import ENCODED, Encoder
-from residual.store import StoredUnits, load_units
+from residual.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from residual.data.dataset import Dataset
+    from residual.encoders.encoder import Encoder
+    from residual.store import StoredUnits
 
 
 class Chapter:
@@ -56,17 +50,14 @@ class Chapter:
             raise ParameterError(f"{name} has no parameters {strange}; it has {sorted(names)}")
         given = {key: namespace[key] for key in names}
         check_parameters(**given)
-        self.run = run_name(chapter_path(name), given)  # which its results are stored under
         self.parameters, self.left_out = without_missing(given)
         namespace.update(self.parameters)
         if self.left_out:
             print(f"Left out, as its package is not installed: {self.left_out}.")
         self.profile, self.root = self.parameters["profile"], project_root()
-        self._checked: dict[Extraction, Path] = {}  # -> the folder of its units
+        self.folder = self.root / self.parameters["results"]  # of tables and other results
+        self._units: dict[Extraction, StoredUnits] = {}
         self._weights: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()  # -> their hash; no chapter changes them
-        # Imported in the kernel: at its first import it hooks itself into the running IPython.
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
         set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
         # Text of figures stays text, which can be read and searched; each names the fonts it may have.
         fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
@@ -84,7 +75,7 @@ class Chapter:
     @cached_property
     def extractions(self) -> list[Extraction]:
         """All that the chapter may extract: of each encoder first the set it is about, or the reference set."""
-        return extractions(self.name, self.parameters, profile_of_run(self.profile))
+        return extractions(self.name, self.parameters)
 
     def _extraction(self, dataset: str | None, split: str | None, encoder: str | None = None) -> Extraction:
         ours = [e for e in self.extractions if encoder in (None, e.encoder)]
@@ -105,15 +96,12 @@ class Chapter:
     def units(self, encoder: Encoder, dataset: str | None = None, split: str | None = None) -> StoredUnits:
         """The units of these images, extracted by whichever chapter comes first, and checked once by each."""
         extraction = self._extraction(dataset, split, encoder.name)
-        if folder := self._checked.get(extraction):
-            return load_units(folder, verify=False)
-        if encoder not in self._weights:
-            self._weights[encoder] = encoder.weights_hash()
-        weights_hash = self._weights[encoder]
-        with Path(os.environ[DOING]).open("w") if DOING in os.environ else nullcontext(False) as progress:
-            units = extraction.units(encoder, extraction.data(), progress=progress, weights_hash=weights_hash)
-        self._checked[extraction] = units.folder
-        return units
+        if extraction not in self._units:
+            if encoder not in self._weights:
+                self._weights[encoder] = encoder.weights_hash()
+            options = {"progress": False, "weights_hash": self._weights[encoder]}
+            self._units[extraction] = extraction.units(encoder, extraction.data(), **options)
+        return self._units[extraction]
 
     def task(self, task: str) -> dict[str, tuple[Dataset, Tensor]]:
         """Every split of a task with its labels; see `task_parts`."""
@@ -130,14 +118,13 @@ class Chapter:
         splits = {split: self._extraction(name, split, encoder.name).data() for split in SPLITS}
         return {split: data.factors[factor].values if factor else data.labels for split, data in splits.items()}
 
-    @property
-    def folder(self) -> Path:
-        """Where tables and other results of the run are."""
-        return results.results_folder(self.run)
-
     def save(self, table: pd.DataFrame, name: str) -> None:
-        """Write a tidy table of this run to _build/results/<run>/<name>.csv."""
-        results.save_results(table, self.run, name, chapter=self.name)
+        """Write a tidy table to <name>.csv in the folder of results. Raises KeyError where results.yml does not list it."""
+        if name not in results.outputs(self.name).tables:
+            raise KeyError(f"results.yml does not list {name} among the tables of {self.name}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False, float_format="%.6g")
 
     def load(self, name: str, chapter: str) -> pd.DataFrame:
         """A table that another chapter saved. Raises FileNotFoundError that names the chapter to run."""
@@ -152,8 +139,16 @@ class Chapter:
             return None
 
     def find(self, file: str, chapter: str) -> Path:
-        """A file that another chapter saved, with the same parameters or with the profile's."""
-        return results.find_result(self.run, self.profile, file, chapter=chapter)
+        """A file that another chapter saved, among these results or the book's.
+
+        Raises FileNotFoundError that names the chapter to run.
+        """
+        folders = self.folder, self.root / "_build/results" / self.profile
+        path = next((folder / file for folder in folders if (folder / file).is_file()), None)
+        if path is None:
+            there = self.folder / file
+            raise FileNotFoundError(f"no {there}; run the chapter {chapter} with the same profile first, or make book")
+        return path
 
     def load_all(self, prefix: str) -> pd.DataFrame:
         """The tables <prefix>_<chapter> of every chapter that this one reads, one below the other."""
@@ -175,11 +170,8 @@ class Chapter:
 
     def card(self, **facts: Any) -> Styler:
         """What a reader needs to repeat the run: its parameters, other facts, versions, machine, seconds."""
-        if self.left_out:
-            facts["left_out"] = self.left_out
-        facts["images encoded"] = "; ".join(f"{name}: {n:,}" for name, n in ENCODED.items()) or "none"
-        if (self.root / "_build/results" / self.run).is_dir():
-            facts["results"] = f"_build/results/{self.run}"
+        facts |= {"left_out": self.left_out} if self.left_out else {}
+        facts["again"] = f"make chapter CHAPTER={self.name} PROFILE={self.profile}"
         return styled(results.run_card(time.monotonic() - self.started, self.parameters | facts), wrap=True)
 
 

@@ -1,41 +1,47 @@
-"""What chapters read: one list of extractions for the chapters themselves, the plan and the Snakefile."""
+"""What chapters read: one list of extractions for the chapters themselves, the plan and the Snakefile.
+
+`python -m edition.inputs PROFILE JOB` does one of them. Imports no torch,
+so that the graph of a run is known in seconds.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
-import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from edition.pages import ParameterError, chapters, project_root
+from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
-from residual.alignment import Bases, component_scores
-from residual.data.dataset import Dataset, load_dataset
+from miniature import NOISE, counts, fourteen
 from residual.data.hub.catalogue import catalogue
-from residual.data.miniature.sets import ENTRIES, SIZE
-from residual.data.names import NOISE, SPLITS, dataset_names, split_task
-from residual.encoders.encoder import Encoder, load_encoder
-from residual.encoders.names import EMBEDDED, SHIPPED, split_tag
-from residual.extraction import extract
-from residual.files import file_name, locked
-from residual.store import StoredUnits
+from residual.data.names import SPLITS, split_task
+from residual.encoders.names import SHIPPED, needs_no_hub, split_tag
+from residual.files import file_name
+from residual.sources import encoder_folders
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from residual.data.dataset import Dataset
+    from residual.encoders.encoder import Encoder
+    from residual.store import StoredUnits
 
 ALL = 10**9  # images
 SIDE, BLIP_SIDE = 224, 384  # pixels, of images drawn for encoders that read larger ones than the embedded
 SHIPPED_SIDE = 112  # the same for the shipped encoder, where a chapter has no parameter for it
-IN_MEMORY = 2 * 10**9  # bytes of component scores; more are kept in files
 
 
 def encoder_for(name: str, side: int = SHIPPED_SIDE, **options: Any) -> Encoder:
     """An encoder as chapters use it: the shipped one reads the images that are drawn for it as they are."""
+    from residual import load_encoder
+
     encoder = load_encoder(name, **options)
     return encoder.at_size(side) if split_tag(name)[0] == SHIPPED else encoder
 
@@ -44,7 +50,8 @@ def encoder_for(name: str, side: int = SHIPPED_SIDE, **options: Any) -> Encoder:
 class Extraction:
     """An encoder on a split of a data set. images: at most so many. balanced: over classes.
 
-    coordinates: whether they are kept, beside moments and outputs. size: pixels a side of images that are drawn.
+    coordinates: whether they are kept, beside moments and outputs. size: pixels a side of images that are drawn; None
+    for the sets' own.
     """
 
     encoder: str
@@ -56,7 +63,7 @@ class Extraction:
     seed: int
     batch: int
     precision: str = "float32"
-    size: int = SIZE
+    size: int | None = None
 
     @property
     def name(self) -> str:
@@ -68,44 +75,50 @@ class Extraction:
 
     def count(self) -> int | None:
         """Images, where that is known without the data."""
-        if self.dataset in ENTRIES:
-            return min(self.images, ENTRIES[self.dataset].counts[self.split])
+        if (most := counts(self.dataset)) is not None:
+            return min(self.images, most[self.split])
         entry = catalogue().get(self.dataset.partition("@")[0])
         return None if entry is None else min(self.images, entry.counts()[self.split])
 
     def data(self) -> Dataset:
         return task_split(self.dataset, self.split, self.images, self.seed, self.balanced, self.size)
 
-    def units(self, encoder: Encoder, data: Dataset, **options: Any) -> StoredUnits | None:
-        """Extract, unless a chapter or a job has before."""
-        kept = "float32" if self.coordinates else None
-        common = {"root": project_root() / "_build/units", "batch": self.batch, "precision": self.precision}
-        return extract(encoder, data, coordinates=kept, **common, **options)
+    def units(self, encoder: Encoder, data: Dataset, **options: Any) -> StoredUnits:
+        """Extract, unless a chapter or a job has before, be it with coordinates that are not needed here."""
+        from residual.extraction import extract, find_units
+
+        common = {"root": project_root() / "_build/units", "batch": self.batch, "precision": self.precision} | options
+        if not self.coordinates and (units := find_units(encoder, data, coordinates="float32", **common)):
+            return units
+        return extract(encoder, data, coordinates="float32" if self.coordinates else None, **common)
 
 
-def extractions(chapter: str, parameters: dict[str, Any], profile: Path | None = None) -> list[Extraction]:
-    """Every extraction that a chapter reads with these parameters, once.
-
-    profile: where any of its chapters needs coordinates of the same images, they are kept for all.
-    """
-    kept = _coordinates_of(profile) if profile else frozenset()
-    return [whole if (whole := replace(e, coordinates=True)) in kept else e for e in _read(chapter, parameters)]
-
-
-def _read(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
+def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
+    """Every extraction that a chapter reads with these parameters, once."""
     find = _EXTRACTIONS.get(chapter)
     encoders = (*parameters.get("encoders", ()), *parameters.get("controls", ()))
     return list(dict.fromkeys(e for name in encoders for e in find(name, parameters))) if find else []
 
 
-@functools.cache
-def _coordinates_of(profile: Path) -> frozenset[Extraction]:
-    """The extractions of which some chapter of a profile needs coordinates; one with wrong parameters will say so."""
-    found: set[Extraction] = set()
-    for chapter in chapters():
-        with suppress(ParameterError):
-            found |= {e for e in _read(chapter, chapter_parameters(chapter, profile)) if e.coordinates}
-    return frozenset(found)
+def jobs_by_chapter(profile: Path) -> dict[str, list[Extraction]]:
+    """The extractions of each chapter of a profile, those that another makes with coordinates aside.
+
+    Beside a hub's encoders, those of installed sources are left to the chapters.
+    """
+    wanted = {chapter: extractions(chapter, chapter_parameters(chapter, profile)) for chapter in chapters()}
+    whole = {job for needed in wanted.values() for job in needed if job.coordinates}
+    remote = any(not needs_no_hub(job.encoder) for needed in wanted.values() for job in needed)
+    left = encoder_folders() if remote else ()
+    found = {}
+    for chapter, needed in wanted.items():
+        own = [one if (one := replace(job, coordinates=True)) in whole else job for job in needed]
+        found[chapter] = [job for job in own if split_tag(job.encoder)[0] not in left]
+    return {chapter: needed for chapter, needed in found.items() if needed}
+
+
+def jobs(profile: Path) -> list[Extraction]:
+    """Every extraction of a profile, each once."""
+    return list(dict.fromkeys(job for needed in jobs_by_chapter(profile).values() for job in needed))
 
 
 def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, images: int, **more: bool) -> Extraction:
@@ -115,8 +128,8 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
     if base == SHIPPED:  # fewer, and drawn larger
         fewer = min(images, _shipped_limit(p, dataset, split))
         return Extraction(encoder, dataset, split, fewer, size=p.get("shipped_side", SHIPPED_SIDE), **options)
-    if dataset in NOISE.values() and base not in EMBEDDED:  # enlarged, neighbouring pixels would be alike
-        size, count = BLIP_SIDE if base.startswith("BLIP") else SIDE, min(images, ENTRIES[dataset].counts[split])
+    if dataset in NOISE.values() and base not in encoder_folders():  # enlarged, neighbouring pixels would be alike
+        size, count = BLIP_SIDE if base.startswith("BLIP") else SIDE, min(images, counts(dataset)[split])
         return Extraction(encoder, dataset, split, count, size=size, **options)
     bounded = Extraction(encoder, dataset, split, images, **options)
     whole = replace(bounded, images=ALL, balanced=False)
@@ -147,7 +160,7 @@ def _reference_and_others(encoder: str, p: dict[str, Any]) -> Iterator[Extractio
 
 def other_sets(p: dict[str, Any]) -> list[str]:
     """The sets that the reference set is compared with: those asked for, or all. The reading draws random images."""
-    names = p["others"] or dataset_names()
+    names = p["others"] or fourteen()
     names = [NOISE[p["reading"]] if name == NOISE["text"] else name for name in names]
     return [name for name in dict.fromkeys(names) if name != p["dataset"]]
 
@@ -196,12 +209,14 @@ def split_limit(split: str, images: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def task_split(name: str, split: str, images: int, seed: int, balanced: bool, size: int, /) -> Dataset:
+def task_split(name: str, split: str, images: int, seed: int, balanced: bool, size: int | None, /) -> Dataset:
     """At most `images` of a data set: the first ones, or balanced over classes. size: of images that are drawn.
 
     Without names of arguments, so that the cache knows a call again.
     """
-    larger = {} if size == SIZE else {"size": size, "count": images}  # as many as are needed: they take longer to draw
+    from residual import load_dataset
+
+    larger = {"size": size, "count": images} if size else {}  # as many as are needed: they take longer to draw
     data = load_dataset(name, split, seed=seed, **larger)
     count = min(images, len(data))
     return data.balanced(count) if balanced else data.head(count)
@@ -211,31 +226,40 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
     """Every split of a task: its data set, at most `images` of it (half of that for validation), and the task's labels.
 
     Tasks of one data set share their images. Training images are balanced over its classes.
-    Raises ValueError where a class has no training image.
+    Raises ParameterError where a class has no training image.
     """
     name, factor = split_task(task)
     parts = {}
     for split in SPLITS:
-        data = task_split(name, split, split_limit(split, images), seed, split == "train", SIZE)
+        data = task_split(name, split, split_limit(split, images), seed, split == "train", None)
         parts[split] = data, data.factors[factor].values if factor else data.labels
     data, labels = parts["train"]
     count = len(data.factors[factor].names if factor else data.classes)
     if missing := count - len(labels.unique()):
-        raise ValueError(f"images = {images}: {missing} of {count} classes of {task} have no training image; take more")
+        raise ParameterError(
+            f"images = {images}: {missing} of {count} classes of {task} have no training image; take more"
+        )
     return parts
 
 
-@contextmanager
-def residual_inputs(units: dict[str, StoredUnits], bases: Bases) -> Iterator[dict[str, Tensor]]:
-    """`component_scores` of every split. Above 2 GB they are in half precision in files, removed after use."""
-    if 4 * bases.width * sum(stored.manifest.count for stored in units.values()) <= IN_MEMORY:
-        yield {split: component_scores(stored, bases) for split, stored in units.items()}
-        return
-    manifest = next(iter(units.values())).manifest
-    folder = project_root() / "_build/scores" / file_name(
-        Path(manifest.encoder).name, Path(manifest.dataset).name, bases.kind
-    )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f"{folder.name}.lock"), str(folder)):
-        yield {split: component_scores(stored, bases, folder) for split, stored in units.items()}
-        shutil.rmtree(folder, ignore_errors=True)  # an interrupted run leaves it; the next one uses and removes it
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edition.inputs", description="Extract what one job says.")
+    parser.add_argument("profile", help="a file, or the name of one in profiles/")
+    parser.add_argument("job", help="as `make plan` lists them")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    args = parser.parse_args(arguments)
+    try:
+        job = {job.name: job for job in jobs(find_profile(args.profile))}.get(args.job)
+        if job is None:
+            raise ParameterError(f"{args.profile} has no job {args.job!r}; make plan lists them")
+        encoder = encoder_for(job.encoder, job.size or SHIPPED_SIDE, seed=job.seed, device=args.device)
+        job.units(encoder, job.data(), workers=args.workers)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

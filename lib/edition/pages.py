@@ -1,24 +1,21 @@
 """The pages of the book: where they are, their parameters in text and profile, and what they read of each other.
 
-Imports no encoder and no torch, so that the graph of a run is known at once.
+Imports neither torch nor an encoder's library, so that the graph of a run is known in seconds.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
 import functools
 import hashlib
 import json
-import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import yaml
+from nbformat import NotebookNode
 
 READS = {  # chapters that read others' tables or trainings
     "heads": ("dimension", "semantics", "ground_truth"),
@@ -28,17 +25,12 @@ READS = {  # chapters that read others' tables or trainings
     "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
     "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
 }
-LAST = ("costs", "results")  # chapters that list what all others took and saved
-FOLLOWS = {  # chapters that come after one that makes units or trainings that both need
-    "alignment": "selection", "zoo": "selection", "class_means": "dimension", "similarity": "dimension",
-    "text_and_code": "alignment", "playground": "alignment",
+FOLLOWS = {  # chapters that come after others which make units or trainings that both need
+    "alignment": ("selection",), "zoo": ("selection",), "class_means": ("dimension",),
+    "similarity": ("dimension", "selection", "class_means", "ground_truth"),
+    "text_and_code": ("alignment",), "playground": ("alignment",),
 }  # fmt: skip
-PROFILE = "RESIDUAL_PROFILE"  # in the environment of a chapter: the file of its profile
-DOING = "RESIDUAL_DOING"  # in the environment of a chapter: a file for the progress of an extraction
-BOOK = "RESIDUAL_BOOK"  # in the environment of a chapter that is run for the book
-HOW = ("device", "workers")  # parameters that say how a chapter runs, not what it computes
-SAVED = ".{}.saved"  # in a run's folder: the names of the tables that a chapter saved
-LONGEST = 80  # characters of a run's name
+LAST = ("costs", "results")  # chapters that list what all others took and saved
 
 
 class ParameterError(ValueError):
@@ -65,16 +57,11 @@ def chapters() -> list[str]:
     return [page for page in pages() if chapter_defaults(chapter_path(page))]
 
 
-def chapters_on_device() -> list[str]:
-    """The chapters that compute on a device."""
-    return [page for page in pages() if "device" in chapter_defaults(chapter_path(page))]
-
-
 def after(chapter: str) -> tuple[str, ...]:
     """The chapters that a chapter waits for, as it reads what they make, or lists what they cost."""
     if chapter in LAST:  # each after all that come before it
         return tuple(other for other in chapters() if other not in LAST[LAST.index(chapter) :])
-    return READS.get(chapter, ()) + ((FOLLOWS[chapter],) if chapter in FOLLOWS else ())
+    return READS.get(chapter, ()) + FOLLOWS.get(chapter, ())
 
 
 def chapter_path(chapter: str) -> Path:
@@ -91,39 +78,28 @@ def find_chapter(given: str) -> Path:
     raise ParameterError(f"there is no chapter {given!r}{hint} Chapters are {', '.join(chapters())}, or give a file")
 
 
-@dataclass(frozen=True)
-class CodeCell:
-    """A cell of code of a page, with its options (tags, captions) and the line on which its source starts."""
-
-    source: str
-    options: dict[str, Any]
-    line: int
+def code_cells(path: Path) -> list[NotebookNode]:
+    """The cells of code of a page's text."""
+    return _code_cells(path.read_text(encoding="utf-8"))
 
 
 @functools.lru_cache(maxsize=64)
-def code_cells(text: str) -> list[CodeCell]:
-    """The code of a page as Jupytext reads it, in a hundredth of the time: to import Jupytext takes a second."""
-    cells = []
-    for match in re.finditer(r"^```\{code-cell\}[^\n]*\n(.*?)^```[ ]*$", text, re.MULTILINE | re.DOTALL):
-        head = re.match(r"---\n(.*?)^---\n|((?::[^\n]*\n)*)", match[1], re.MULTILINE | re.DOTALL)
-        options = yaml.safe_load(head[1] if head[1] is not None else re.sub(r"^:", "", head[2], flags=re.MULTILINE))
-        source = match[1][head.end() :].lstrip("\n")
-        line = text.count("\n", 0, match.end(1) - len(source)) + 1
-        cells.append(CodeCell(source.rstrip("\n"), options or {}, line))
-    return cells
+def _code_cells(text: str) -> list[NotebookNode]:
+    return [cell for cell in jupytext.reads(text, fmt="md:myst").cells if cell.cell_type == "code"]
 
 
 def chapter_defaults(path: Path) -> dict[str, Any]:
-    """The values that a chapter's cell tagged `parameters` assigns; none for a page without one."""
-    cells = code_cells(path.read_text(encoding="utf-8"))
-    return assigned_values("\n".join(cell.source for cell in cells if "parameters" in cell.options.get("tags", ())))
+    """The literals that a chapter's cell tagged `parameters` assigns; none for a page without one.
 
-
-def assigned_values(source: str) -> dict[str, Any]:
-    """The literals that code assigns, by name."""
-    assigned = (s for s in ast.parse(source).body if isinstance(s, ast.Assign | ast.AnnAssign))
-    targets = ((s.target if isinstance(s, ast.AnnAssign) else s.targets[0], s.value) for s in assigned)
-    return {target.id: ast.literal_eval(value) for target, value in targets}
+    Raises ParameterError where that cell assigns anything else.
+    """
+    source = "\n".join(cell.source for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", ()))
+    try:
+        assigned = (s for s in ast.parse(source).body if isinstance(s, ast.Assign | ast.AnnAssign))
+        targets = ((s.target if isinstance(s, ast.AnnAssign) else s.targets[0], s.value) for s in assigned)
+        return {target.id: ast.literal_eval(value) for target, value in targets}
+    except (SyntaxError, ValueError) as error:
+        raise ParameterError(f"{path}: the cell of parameters must assign plain values: {error}") from error
 
 
 def find_profile(given: str | Path) -> Path:
@@ -138,12 +114,6 @@ def find_profile(given: str | Path) -> Path:
     names = ", ".join(sorted(file.stem for file in folder.glob("*.yml")))
     shown = path if path.suffix == Path(given).suffix else given
     raise ParameterError(f"there is no profile {shown}; give one of {names}, or the path of a YAML file")
-
-
-def profile_of_run(name: str) -> Path | None:
-    """The file of the profile of this run of a chapter; None for a name that is no profile's."""
-    given, ours = Path(os.environ.get(PROFILE, "")), project_root() / f"profiles/{name}.yml"
-    return next((file for file in (given, ours) if file.stem == name and file.is_file()), None)
 
 
 def read_profile(path: Path, chapter: str) -> dict[str, Any]:
@@ -164,53 +134,27 @@ def read_profile(path: Path, chapter: str) -> dict[str, Any]:
     return {"profile": path.stem} | values
 
 
-def run_name(chapter: Path, parameters: Mapping[str, Any]) -> str:
-    """The folder of a run's results: its profile's name, and what differs from the profile, as "mini--images-500".
+def write_inputs(profile: Path) -> dict[str, str]:
+    """Files from which Snakemake sees what has changed: of each chapter its code and its parameters in a profile.
 
-    The profile's name alone is for runs of the book; another run with its parameters is "mini--rerun". So no rerun
-    changes what the book reads. A name that is no profile's stands for itself.
+    "library" has the checksums of every module and data file in lib/, of the tables in book/, and of constraints.txt.
+    Written only where they differ; returns their paths by chapter, relative to the project.
     """
-    profile = parameters["profile"]
-    file = profile_of_run(profile)
-    if file is None:
-        of_a_book = (project_root() / "_build/runs" / profile).is_dir()
-        return f"{profile}--rerun" if of_a_book and not os.environ.get(BOOK) else profile
-    usual = chapter_defaults(chapter) | read_profile(file, chapter.stem)
-    changed = {k: v for k, v in parameters.items() if k not in (*HOW, "profile") and v != usual.get(k)}
-    if not changed:
-        return profile if os.environ.get(BOOK) else f"{profile}--rerun"
-    whole = "--".join((profile, *(f"{name}-{_words(value)}" for name, value in changed.items())))
-    name = re.sub(r"[^\w.+-]", "_", whole)
-    if len(name) <= LONGEST and name == whole:
-        return name
-    return f"{name[:LONGEST]}--{hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:6]}"
-
-
-def missing_tables(run: str, chapter: str) -> list[str]:
-    """The tables that a chapter saved in a run, and that are no longer there."""
-    return [path.name for path in _saved_tables(run, chapter) if not path.is_file()]
-
-
-def forget_tables(run: str, chapter: str) -> None:
-    """Remove the tables that a chapter saved before in a run, so that no other reads them if it fails now."""
-    for path in _saved_tables(run, chapter):
-        path.unlink(missing_ok=True)
-    (project_root() / "_build/results" / run / SAVED.format(chapter)).unlink(missing_ok=True)
-
-
-def _saved_tables(run: str, chapter: str) -> list[Path]:
-    """The tables that a chapter saved in a run, whether they are still there or not."""
-    folder = project_root() / "_build/results" / run
-    listed = folder / SAVED.format(chapter)
-    return [folder / name for name in listed.read_text().split()] if listed.is_file() else []
-
-
-def read_cost(profile: str, chapter: str) -> dict[str, float]:
-    """What a chapter of the book took, as `execute_chapter` wrote it; empty for none, and for a damaged file."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((project_root() / f"_build/runs/{profile}/{chapter}.cost.json").read_text())
-    return {}
-
-
-def _words(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    root, texts = project_root(), {}
+    for chapter in chapters():
+        parameters = chapter_defaults(chapter_path(chapter)) | read_profile(profile, chapter)
+        texts[chapter] = {"parameters": parameters, "code": [c.source for c in code_cells(chapter_path(chapter))]}
+    tables = (path for path in (root / "book").rglob("*") if path.suffix in (".csv", ".json"))
+    files = (path for path in (root / "lib").resolve().rglob("*") if path.suffix != ".pyc" and path.is_file())
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (*tables, root / "constraints.txt")}
+    for path in files:
+        if not path.parent.name.endswith(".egg-info"):
+            sums[str(path.relative_to((root / "lib").resolve()))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    texts["library"] = dict(sorted(sums.items()))
+    paths = {name: f"_build/inputs/{profile.stem}/{name}.json" for name in texts}
+    for name, found in texts.items():
+        path, text = root / paths[name], json.dumps(found, indent=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text() != text:
+            path.write_text(text)
+    return paths

@@ -46,9 +46,10 @@ def _dictionary(value: str) -> str:
 
 Encoder = Annotated[str, AfterValidator(check_name)]
 DataSet = Annotated[str, AfterValidator(_data_set)]
-READINGS = ("text", "code")  # as residual.selection, which imports torch
+READINGS = ("text", "code")  # as in residual.selection, which imports torch
 PARAMETERS: dict[str, Any] = {
     "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
+    "results": Annotated[str, StringConstraints(min_length=1)],  # a folder
     "encoders": Annotated[list[Encoder], Field(min_length=1), AfterValidator(_distinct)],
     "controls": Annotated[list[Encoder], AfterValidator(_distinct)],
     "tasks": Annotated[list[DataSet], Field(min_length=1), AfterValidator(_distinct)],

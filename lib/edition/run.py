@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
-import signal
+import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import jupytext
+import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 
-from edition.pages import (
-    BOOK,
-    PROFILE,
-    ParameterError,
-    chapter_defaults,
-    find_chapter,
-    find_profile,
-    forget_tables,
-    project_root,
-    read_profile,
-    run_name,
-)
+from edition.pages import ParameterError, chapter_defaults, find_chapter, find_profile, project_root, read_profile
 from edition.parameters import check_parameters
 
-KEPT = "What was extracted and trained so far is kept: the same command goes on from there."
 EPILOG = """
-Results of a run with other parameters than its profile's go to a folder of their own, named after what differs,
-_build/results/mini--images-2000 for example, and never change the book. `papermill` and `jupyter nbconvert --execute`
-do the same with a notebook that `jupytext --to ipynb` made of the chapter.
+Results go to the folder `results`, by default _build/results/rerun, and never change the book. `papermill` and `jupyter
+nbconvert --execute` do the same with a notebook that `jupytext --to ipynb` made of the chapter.
 """
 
 
@@ -47,31 +37,36 @@ def checked_parameters(source: Path, given: dict[str, Any]) -> dict[str, Any]:
     return defaults | given
 
 
-def run_chapter(
-    source: Path, given: dict[str, Any], *, profile: Path | None = None, out: Path | None = None,
-    cells: Path | None = None,
-) -> tuple[Path, str]:  # fmt: skip
-    """Execute a chapter with parameters that differ from its text's; returns its notebook and the name of the run.
+def run_chapter(source: Path, parameters: dict[str, Any], out: Path, *, progress: bool = True) -> None:
+    """Execute a chapter through papermill; its notebook, as far as it got, is `out`.
 
-    profile: the file that they come from, with which the name of the run compares them. out: where the notebook goes,
-    by default _build/reruns/<name of the run>. cells: see `execute_chapter`; given for a run of the book.
-    Raises ParameterError before any work, ChapterError when a cell fails.
+    Raises RuntimeError, with the cell and the error, where a cell fails or its process dies.
     """
-    parameters = checked_parameters(source, given)
-    if profile:
-        os.environ[PROFILE] = str(profile)
-        if parameters.get("profile") != profile.stem:
-            raise ParameterError(f"profile = {parameters['profile']!r} is not that of {profile}; leave it out")
-    if cells:
-        os.environ[BOOK] = "1"
-    name = run_name(source, parameters)
-    out = out or project_root() / "_build/reruns" / name / f"{source.stem}.ipynb"
-    if cells:
-        forget_tables(name, source.stem)
-    from edition.execute import execute_chapter  # takes a second to import, with papermill
+    notebook = jupytext.read(source)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        jupytext.write(notebook, draft := f"{folder}/{source.stem}.ipynb")
+        options = {"cwd": str(project_root()), "kernel_name": "python3", "progress_bar": progress}
+        options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # no warning of sockets on this machine alone
+        try:
+            papermill.execute_notebook(draft, str(out), parameters, **options)
+        except papermill.PapermillExecutionError as error:
+            told = f"{source.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            raise RuntimeError(f"{told}\nthe notebook up to there is {out}") from error
+        except DeadKernelError as error:
+            raise RuntimeError(f"{source.name}: its process died, probably out of memory; see {out}") from error
 
-    execute_chapter(source, out, parameters, cells=cells)
-    return out, name
+
+def build_page(notebook: Path) -> Path:
+    """The page of an executed notebook by itself, in _build/pages. Links to other pages are left as they are."""
+    root, tool = project_root(), Path(sys.executable).with_name("jupyter-book")
+    options = ["--quiet", "--config", str(root / "_config.yml"), "--path-output", str(root / "_build/pages")]
+    done = subprocess.run([tool, "build", *options, notebook], capture_output=True, text=True, check=False)
+    page = root / f"_build/pages/_build/_page/{notebook.stem}/html/{notebook.stem}.html"
+    if done.returncode or not page.is_file():
+        raise RuntimeError(f"the page of {notebook} could not be built: {done.stderr.strip()[-1000:]}")
+    return page
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         help="one parameter, its value as YAML: -p images 2000 -p encoders '[mini-openclip, ViT-B-32]'",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="the executed notebook; by default in _build/reruns")
-    parser.add_argument("--cells", type=Path, help="a file for progress, in place of a bar and of a page")
+    parser.add_argument("--book", action="store_true", help="for the book: no progress bar, and no page of its own")
     return parser
 
 
@@ -98,34 +93,23 @@ def _value(name: str, text: str) -> Any:
         raise ParameterError(f"{name} = {text!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _carry_out(args: argparse.Namespace) -> None:
-    source = find_chapter(args.chapter)
-    profile = find_profile(args.profile) if args.profile else None
-    given = read_profile(profile, source.stem) if profile and chapter_defaults(source) else {}
-    given |= {name: _value(name, text) for name, text in args.parameter}
-    out, name = run_chapter(source, given, profile=profile, out=args.out, cells=args.cells)
-    if args.cells:
-        return
-    from edition.preview import build_page
-
-    print(f"notebook  {out}\npage      {build_page(out)}")
-    results = project_root() / "_build/results" / name
-    print(f"results   {results if results.is_dir() else 'none: this chapter saves no tables'}")
-
-
 def main(arguments: list[str] | None = None) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    args = _parser().parse_args(arguments)
     try:
-        _carry_out(_parser().parse_args(arguments))
+        source = find_chapter(args.chapter)
+        profile = find_profile(args.profile) if args.profile else None
+        given = read_profile(profile, source.stem) if profile and chapter_defaults(source) else {}
+        parameters = checked_parameters(source, given | {name: _value(name, text) for name, text in args.parameter})
+        out = (args.out or project_root() / f"_build/reruns/{source.stem}.ipynb").absolute()
+        run_chapter(source, parameters, out, progress=not args.book)
+        if not args.book:
+            print(f"notebook  {out}\npage      {build_page(out)}\nresults   {project_root() / parameters['results']}")
     except KeyboardInterrupt:
-        print(f"stopped. {KEPT}", file=sys.stderr)
+        print("stopped. What was extracted and trained is kept: the same command goes on from there.", file=sys.stderr)
         return 130
-    except (ParameterError, OSError, yaml.YAMLError) as error:
+    except (ParameterError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:  # a chapter that failed, whose error says where
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, RuntimeError) else 2
     return 0
 
 

@@ -1,82 +1,64 @@
-"""A Sphinx extension: pages without what they do not need, and whole for keyboards and screen readers.
-
-The theme brings every icon as a script of 1.5 MB, though a font draws those it shows, and a program that runs cells on
-a server elsewhere, which this book does not use.
-"""
+"""A Sphinx extension: formulas as MathML, which browsers draw themselves, and tables of cells numbered as tables."""
 
 from __future__ import annotations
 
-import html
-import json
-import re
-from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
-
-UNUSED = (  # elements that are taken out
-    r'<script[^>]*scripts/fontawesome\.js[^>]*></script>',
-    r'<script>const THEBE_JS_URL.*?</script>',
-    r'<script[^>]*sphinx-thebe\.js[^>]*></script>',
-    r'<script type="text/x-thebe-config">.*?</script>',
-    r'<script>kernelName = .*?</script>',
-    r'<link[^>]*sphinx-thebe\.css[^>]*/>',
-)  # fmt: skip
-OF_SEARCH = r'<script src="(?:_static/searchtools\.js|_static/language_data\.js|searchindex\.js)"></script>'
-MENDED = {
-    'role="list" class="citation-list"': 'class="citation-list"',  # whose entries are no list items
-    '<pre id="codecell': '<pre tabindex="0" id="codecell',  # which may be wider than the page
-}
+from sphinx.transforms import SphinxTransform
+from sphinx.util.math import get_node_equation_number
+from sphinx.writers.html5 import HTML5Translator
 
 
-def lean(page: str) -> str:
-    """A page without unused scripts, and with what its theme forgot."""
-    for element in UNUSED:
-        page = re.sub(rf"\s*{element}", "", page, flags=re.DOTALL)
-    if 'id="search-results"' not in page:
-        page = re.sub(rf"\s*{OF_SEARCH}", "", page)
-    for old, new in MENDED.items():
-        page = page.replace(old, new)
-    return page
+def mathml(tex: str, *, block: bool) -> str:
+    """A formula as a math element. Raises ValueError, with the formula, for what docutils cannot read."""
+    bare = tex.lstrip()[:1] in ("_", "^")  # as in "EVR$_1$"
+    try:
+        return tex2mathml(r"\text{}" * bare + tex, as_block=block)
+    except (ValueError, SyntaxError, IndexError) as error:
+        raise ValueError(f"no MathML for {tex!r}: {error}") from error
 
 
-def words(page: str) -> str:
-    """The text of a page, without its code."""
-    article = re.search(r"<article.*?</article>", page, re.DOTALL)
-    bare = re.sub(r"<(script|style|details|pre)\b.*?</\1>", " ", article[0] if article else "", flags=re.DOTALL)
-    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", bare)).split())
-    return re.sub(r" ([,.;:)])", r"\1", text)
+def _inline(writer: Any, node: nodes.math) -> None:
+    writer.body.append(mathml(node.astext(), block=False))
+    raise nodes.SkipNode
 
 
-def with_own_references(page: str, documents: Iterable[str]) -> str:
-    """A book on one page, whose references stay on it; links to tables and interactive pages are left out.
-
-    Works cited have marks of their own, as Sphinx numbers those of each document anew.
-    """
-    page = re.sub(r'(<div class="citation" id=")(id\d+")', r"\1work-\2", page)
-    cited = r'(<span class="bibtex-citation".*?</span>\]?)'
-    page = re.sub(cited, lambda m: re.sub(r'href="[^"#]*#(id\d+")', r'href="#work-\1', m[0]), page, flags=re.DOTALL)
-    names = "|".join(map(re.escape, documents))
-    page = re.sub(rf'href="(?:{names})\.html#', 'href="#', page)
-    page = re.sub(rf'href="({names})\.html"', r'href="#document-\1"', page)
-    return re.sub(r'<a [^>]*href="(?:results|explorer|playground)/[^>]*>(.*?)</a>', r"\1", page, flags=re.DOTALL)
+def _display(writer: Any, node: nodes.math_block) -> None:
+    writer.body.append(writer.starttag(node, "div", CLASS="math", tabindex="0"))  # it scrolls where it is wide
+    if node["number"]:
+        number = get_node_equation_number(writer, node)
+        writer.body.append(f'<span class="eqno">({number})')
+        writer.add_permalink_ref(node, "Link to this equation")
+        writer.body.append("</span>")
+    writer.body.append(mathml(node.astext().strip(), block=True) + "</div>\n")
+    raise nodes.SkipNode
 
 
-def _finish(app: Sphinx, error: Exception | None) -> None:
-    """Mend every page; give the search what it shows of each, which a browser does not read from other files."""
-    out, texts = Path(app.outdir), {}
-    for path in out.glob("*.html") if error is None else ():
-        page = lean(path.read_text(encoding="utf-8"))
-        page = with_own_references(page, app.env.found_docs) if app.builder.name == "singlehtml" else page
-        path.write_text(page, encoding="utf-8")
-        texts[path.name] = words(page)
-    (out / "_static/scripts/fontawesome.js").unlink(missing_ok=True)
-    if (search := out / "search.html").is_file():
-        (out / "_static/texts.js").write_text(f"window.pageTexts = {json.dumps(texts)};", encoding="utf-8")
-        loads = '<script src="_static/texts.js"></script></head>'
-        search.write_text(search.read_text(encoding="utf-8").replace("</head>", loads, 1), encoding="utf-8")
+class TableFigure(nodes.figure):
+    """What a cell captions under a label "tab-...", which Sphinx counts among the tables."""
+
+
+class TablesOfCells(SphinxTransform):
+    default_priority = 10  # before anything is numbered
+
+    def apply(self, **_options: Any) -> None:
+        for figure in list(self.document.findall(nodes.figure)):
+            if any(name.startswith("tab-") for name in figure["ids"]):
+                table = TableFigure("", *figure.children, **figure.attributes)
+                figure.replace_self(table)
+                self.document.ids |= dict.fromkeys(table["ids"], table)  # where references look
+
+
+def _title(node: nodes.Node) -> str:
+    return next((caption.astext() for caption in node.findall(nodes.caption)), "")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("build-finished", _finish)
+    app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
+    figure = HTML5Translator.visit_figure, HTML5Translator.depart_figure
+    app.add_enumerable_node(TableFigure, "table", _title, html=figure)
+    app.add_transform(TablesOfCells)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

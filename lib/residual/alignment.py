@@ -7,22 +7,18 @@ products with the fixed components.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from residual.encoders.encoder import Encoder
-from residual.files import replacing
-from residual.selection import READINGS
 from residual.store import StoredUnits
-from residual.tensors import DamagedFileError, cache_key, read_tensors, write_tensors
+from residual.tensors import DamagedFileError, read_tensors, write_tensors
 from residual.training import FineTuned, Fit, find_rate, fit, parameter_count, transformed
 from residual.units import Unit, Units, head_frames, trace
 
@@ -43,7 +39,6 @@ class Bases:
     variances: along each component, on the reference set.
     kind: "RD" all heads and MLPs, X0 added unchanged; "RD*" heads alone, components for 90 % of the
     variance, all else dropped; "RD_Y" the output; "O" heads alone, one lambda for each, means kept.
-    reading: "text", Eq. 6 and 7, or "code", the authors'; see `decoder` and `reference_bases`.
     """
 
     kind: str
@@ -52,7 +47,6 @@ class Bases:
     unit_index: Int64[Tensor, "k"]
     means: Float[Tensor, "u d"]
     variances: Float[Tensor, "k"]
-    reading: str = "text"
     provenance: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -65,39 +59,22 @@ class Bases:
         """Trainable parameters of ResiDual."""
         return len(self.units) if self.kind == "O" else len(self.components)
 
-    @property
-    def decoder(self) -> Float[Tensor, "k d"]:
-        """What scaled scores are multiplied with: the components.
-
-        The authors' code takes the transpose of a square basis for its inverse, but on the wrong side, so that such a
-        unit, an MLP of RD, is multiplied by its components where it should be by their transpose.
-        """
-        if self.reading == "text":
-            return self.components
-        parts = [self.components[self.unit_index == i] for i in range(len(self.units))]
-        return torch.cat([part.T if part.shape[0] == part.shape[1] else part for part in parts])
-
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("components", "unit_index", "means", "variances")}
 
 
-def reference_bases(reference: StoredUnits, kind: str = "RD", reading: str = "text") -> Bases:
+def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
     """Bases from the moments of a reference set.
 
     A head has min(dh, d) components, as the paper counts them: of its dh + 2 coordinates the two
     directions with the least variance are left out (for "O", none is).
-    reading: in the authors' code, "RD_Y" has no components, but scales each dimension of the output.
-    Raises ValueError for an unknown kind or reading.
+    Raises ValueError for an unknown kind.
     """
-    for name, value, known in (("kind", kind, KINDS), ("reading", reading, READINGS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {list(known)}, not {value!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {list(KINDS)}, not {kind!r}")
     if kind == "RD_Y":
-        output, moments = reference.output_pca(), reference.output_moments
+        output = reference.output_pca()
         parts = [(Unit("Y"), output.components, output.eigenvalues, output.mean)]
-        if reading == "code":
-            axes = torch.eye(len(moments.mean), dtype=moments.mean.dtype)
-            parts = [(Unit("Y"), axes, moments.covariance.diagonal(), torch.zeros_like(moments.mean))]
     else:
         parts = [*_head_parts(reference, kind), *(_mlp_parts(reference) if kind == "RD" else ())]
     units, components, variances, means = zip(*parts, strict=True)
@@ -109,7 +86,6 @@ def reference_bases(reference: StoredUnits, kind: str = "RD", reading: str = "te
         torch.cat([torch.full((len(basis),), i) for i, basis in enumerate(components)]),
         torch.stack(means).float(),
         torch.cat(variances).float(),
-        reading,
         {name: str(value) for name, value in reference.manifest.model_dump(include=facts).items()},
     )
 
@@ -135,47 +111,18 @@ def _mlp_parts(reference: StoredUnits) -> Iterator[_Part]:
         yield unit, blocks.components[unit.block], blocks.eigenvalues[unit.block], blocks.mean[unit.block]
 
 
-def component_scores(units: StoredUnits, bases: Bases, folder: Path | str | None = None) -> Tensor:
-    """Every image along the components of its units [n k], relative to the reference mean, for `ResiDual.forward`.
+def component_scores(units: StoredUnits, bases: Bases) -> Float[Tensor, "n w"]:
+    """Every image along the components of its units, relative to the reference mean, for `ResiDual.forward`.
 
-    For "RD", X0 follows in d more columns. In single precision in memory, or with `folder` in half precision in
-    a file that is mapped into memory, named after units and bases, and made shard by shard if it does not exist.
-    Raises ValueError if units and bases are of different encoders, and where half precision overflows.
+    For "RD", X0 follows in d more columns. Raises ValueError if units and bases are of different encoders.
     """
     if units.manifest.weights_hash != bases.provenance["weights_hash"]:
         raise ValueError(
             f"units are of {units.manifest.encoder}, bases of {bases.provenance['encoder']}: their weights differ"
         )
-    shape = (units.manifest.count, bases.width)
-    if folder is None:
-        _fill(units, bases, scores := torch.empty(shape))
-        return scores
-    # The manifest is sealed over the checksum of every shard.
-    key = cache_key(units.manifest.sealed().seal, bases.kind, tuple(map(str, bases.units)), *bases.tensors().values())
-    path = Path(folder) / f"{key}.npy"
-    if not path.is_file():
-        _write_scores(path, units, bases, shape)
-    mapped = np.load(path, mmap_mode="c", allow_pickle=False)
-    if mapped.shape != shape or mapped.dtype != np.float16:
-        raise ValueError(f"{path} holds {mapped.dtype} {list(mapped.shape)}, not float16 {list(shape)}; delete it")
-    return torch.from_numpy(mapped)
-
-
-def _write_scores(path: Path, units: StoredUnits, bases: Bases, shape: tuple[int, int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        mapped = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-        with partial.open("r+b") as file:  # a full disk is an error here, not a crash when pages are written
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-        _fill(units, bases, torch.from_numpy(mapped))
-        mapped.flush()
-
-
-def _fill(units: StoredUnits, bases: Bases, scores: Tensor) -> None:
     components = [bases.components[bases.unit_index == i].double() for i in range(len(bases.units))]
     parts = [*zip(bases.units, components, bases.means.double(), strict=True)]
-    start = 0
+    scores, start = torch.empty(units.manifest.count, bases.width), 0
     for shard in units.shards():
         stop, column = start + len(shard["outputs"]), 0
         for unit, basis, mean in parts:
@@ -184,9 +131,8 @@ def _fill(units: StoredUnits, bases: Bases, scores: Tensor) -> None:
             column += len(basis)
         if bases.kind == "RD":
             scores[start:stop, column:].copy_(shard["blocks"][0])
-        if not scores[start:stop].isfinite().all():
-            raise ValueError(f"scores {start} to {stop - 1} of {units.manifest.dataset} overflow {scores.dtype}")
         start = stop
+    return scores
 
 
 def _unit_scores(shard: dict[str, Tensor], units: StoredUnits, unit: Unit, components: Tensor, mean: Tensor) -> Tensor:
@@ -225,16 +171,16 @@ class ResiDual(nn.Module):
         self.bases = bases
         noise = torch.randn(bases.lambda_count, generator=torch.Generator().manual_seed(seed))
         self.lambdas = nn.Parameter(1 + noise if start == "random" else torch.ones_like(noise))
-        self.register_buffer("decoder", bases.decoder, persistent=False)
+        self.register_buffer("components", bases.components, persistent=False)
         tied = bases.kind == "O"
         self.register_buffer("unit_index", bases.unit_index if tied else None, persistent=False)
         self.register_buffer("means", bases.means if tied else None, persistent=False)
 
     def forward(self, scores: Float[Tensor, "n w"]) -> Float[Tensor, "n d"]:
         """The transformed output, from `component_scores`."""
-        count = len(self.decoder)
+        count = len(self.components)
         lambdas = self.lambdas if self.unit_index is None else self.lambdas[self.unit_index]
-        output = (scores[:, :count] * lambdas) @ self.decoder
+        output = (scores[:, :count] * lambdas) @ self.components
         if self.means is not None:
             output = output + self.lambdas @ self.means
         return output if self.bases.kind != "RD" else output + scores[:, count:]
@@ -259,8 +205,7 @@ class ResiDual(nn.Module):
         """Lambdas, bases and provenance as safetensors. facts: what else to remember, such as the task."""
         tensors = {"lambdas": self.lambdas.detach()} | self.bases.tensors()
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        about = {"kind": self.bases.kind, "reading": self.bases.reading}
-        about |= {"units": json.dumps([str(unit) for unit in self.bases.units])}
+        about = {"kind": self.bases.kind, "units": json.dumps([str(unit) for unit in self.bases.units])}
         write_tensors(Path(path), tensors, about | {"provenance": json.dumps(self.bases.provenance | facts)})
 
     @staticmethod
@@ -269,8 +214,7 @@ class ResiDual(nn.Module):
         try:
             tensors, about = read_tensors(Path(path))
             lambdas, units = tensors.pop("lambdas"), tuple(map(Unit.parse, json.loads(about["units"])))
-            facts = {"kind": about["kind"], "reading": about.get("reading", "text")}
-            bases = Bases(units=units, provenance=json.loads(about["provenance"]), **facts, **tensors)
+            bases = Bases(about["kind"], units, provenance=json.loads(about["provenance"]), **tensors)
             adapter = ResiDual(bases)
             adapter.load_state_dict({"lambdas": lambdas})
         except (DamagedFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -286,10 +230,11 @@ class _Transform:
         bases, frames, device = adapter.bases, head_frames(encoder), encoder.device
         lambdas, index = adapter.lambdas.detach().double().to(device), bases.unit_index.to(device)
         components, means = bases.components.double().to(device), bases.means.double().to(device)
-        weights, decoder = lambdas[index] if bases.kind == "O" else lambdas, bases.decoder.double().to(device)
+        weights = lambdas[index] if bases.kind == "O" else lambdas
         constant, heads, blocks = means.new_zeros(means.shape[1]), [], []
         for i, unit in enumerate(bases.units):
-            down, up = components[index == i], decoder[index == i] * weights[index == i, None]
+            down = components[index == i]
+            up = down * weights[index == i, None]
             if unit.kind == "head":
                 matrix, offset = frames.head_projection(unit.layer, unit.head, down, means[i])
                 constant += offset @ up

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import auto, tqdm
+from tqdm.auto import tqdm
 
 from residual.data.dataset import Dataset, load_dataset
 from residual.data.images import EncodedImages
@@ -43,10 +43,9 @@ def extract(
     shard: int = SHARD,
     precision: str = "float32",
     workers: int = 0,
-    part: tuple[int, int] | None = None,
-    progress: bool | TextIO = True,
+    progress: bool = True,
     weights_hash: str | None = None,
-) -> StoredUnits | None:
+) -> StoredUnits:
     """Stream a data set through an encoder once, and keep what the analysis needs.
 
     dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the parent of all extractions; each has a
@@ -56,29 +55,37 @@ def extract(
     precision: of the forward pass, "float32" for the encoder's own, or "float16" or "bfloat16" by autocast, which
     keeps norms and the residual stream in single precision; `benchmarks/precision.py` measures what that costs.
     batch: images in a forward pass; halved when memory runs out. shard: images in a file, the most that an
-    interruption can cost. workers: processes that decode images. part: (i, n) for every n-th shard from the i-th
-    on, so that n runs share the work, on one machine or several; these return None, and a later run without `part`
-    merges their shards.
+    interruption can cost. workers: processes that decode images.
     weights_hash: the encoder's, if already computed: that takes longer than to find a finished extraction.
     A finished extraction is checked and returned; an unfinished one is resumed; a second run on the same folder
     waits for the first.
     Raises ValueError for bad arguments, StoreError where a folder holds something else, OSError when the disk is full.
     """
     options = _Options(batch, shard, coordinates, precision, workers)
-    if part is not None and not 0 <= part[0] < part[1]:
-        raise ValueError(f"part must be (i, n) with i from 0 to n - 1, not {part}")
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
     wanted, folder = _manifest_and_folder(encoder, weights_hash or encoder.weights_hash(), data, root, options)
     folder.mkdir(parents=True, exist_ok=True)
-    name = MANIFEST if part is None else f"part-{part[0]}-of-{part[1]}.json"
-    with locked(folder / f".{name}.lock", str(folder)):
-        state = _Progress(folder, name, _resume(folder, wanted, name))
-        if part is None:
-            state.collect_parts()
-            state.write_frames(encoder)
-        selected = slice(None) if part is None else slice(part[0], None, part[1])
-        _fill(state, encoder, data, options, selected, progress)
-    return load_units(folder, verify=False) if part is None else None
+    with locked(folder / ".lock", str(folder)):
+        manifest = _resume(folder, wanted)
+        if not manifest.frames:
+            frames = head_frames(encoder)
+            tensors = {"heads": frames.head_frames.cpu(), "constant": frames.head_constant.cpu()}
+            manifest = _record(folder, manifest, frames=write_tensors(folder / FRAMES, tensors))
+        _fill(folder, manifest, encoder, data, options, progress)
+    return load_units(folder, verify=False)
+
+
+def find_units(
+    encoder: Encoder, data: Dataset, *, root: Path | str, weights_hash: str | None = None, progress: bool = False,
+    **options: Any,
+) -> StoredUnits | None:  # fmt: skip
+    """What `extract` would return with these options, if it is there and whole; None where it is not."""
+    chosen = _Options(**{"batch": 128, "shard": SHARD, "coordinates": None, "precision": "float32"} | options)
+    _, folder = _manifest_and_folder(encoder, weights_hash or encoder.weights_hash(), data, root, chosen)
+    try:
+        return load_units(folder)
+    except StoreError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -133,14 +140,14 @@ def _versions() -> dict[str, str]:
     return {library: version(library) for library in LIBRARIES}
 
 
-def _resume(folder: Path, wanted: Manifest, name: str) -> Manifest:
+def _resume(folder: Path, wanted: Manifest) -> Manifest:
     """The manifest to resume from: the one on disk, without damaged files."""
-    for leftover in folder.glob("shard-*.partial") if name == MANIFEST else ():
+    for leftover in folder.glob("shard-*.partial"):
         leftover.unlink(missing_ok=True)
-    manifest = read_manifest(folder, name)
+    manifest = read_manifest(folder)
     if manifest is None:
-        if (folder / name).exists():
-            log.warning("%s cannot be read or was altered; extracting again", folder / name)
+        if (folder / MANIFEST).exists():
+            log.warning("%s cannot be read; extracting again", folder / MANIFEST)
         return wanted
     if not manifest.same_run(wanted):
         raise StoreError(f"{folder} holds another extraction ({manifest.encoder} on {manifest.dataset}); move it away")
@@ -150,50 +157,26 @@ def _resume(folder: Path, wanted: Manifest, name: str) -> Manifest:
     return manifest.without(damaged)
 
 
-class _Progress:
-    """The manifest of an extraction, on disk after every change."""
-
-    def __init__(self, folder: Path, name: str, manifest: Manifest) -> None:
-        self.folder, self.name, self.manifest = folder, name, manifest
-
-    def record(self, **changes: object) -> None:
-        self.manifest = self.manifest.model_copy(update=changes).sealed()
-        write_bytes(self.folder / self.name, self.manifest.model_dump_json(indent=2).encode())
-
-    def add(self, *shards: Shard) -> None:
-        merged = {shard.file: shard for shard in (*shards, *self.manifest.shards)}
-        self.record(shards=tuple(merged[file] for file in sorted(merged)))
-
-    def collect_parts(self) -> None:
-        """Add the shards that runs with `part` wrote, after checking their checksums."""
-        for path in sorted(self.folder.glob("part-*.json")):
-            part = read_manifest(self.folder, path.name)
-            if part is None or not part.same_run(self.manifest):
-                log.warning("%s cannot be read or belongs to another run; its shards are extracted again", path)
-            else:
-                self.add(*part.without(part.damaged_files(self.folder)).shards)
-
-    def write_frames(self, encoder: Encoder) -> None:
-        if not self.manifest.frames:
-            frames = head_frames(encoder)
-            tensors = {"heads": frames.head_frames.cpu(), "constant": frames.head_constant.cpu()}
-            self.record(frames=write_tensors(self.folder / FRAMES, tensors))
+def _record(folder: Path, manifest: Manifest, **changes: object) -> Manifest:
+    """A changed manifest, which is then on disk."""
+    manifest = manifest.model_copy(update=changes)
+    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+    return manifest
 
 
 def _fill(
-    state: _Progress, encoder: Encoder, data: Dataset, options: _Options, selected: slice, progress: bool | TextIO
+    folder: Path, manifest: Manifest, encoder: Encoder, data: Dataset, options: _Options, progress: bool
 ) -> None:
     """Extract the shards that are missing, one after another."""
-    done, starts = {shard.file for shard in state.manifest.shards}, range(0, len(data), options.shard)
-    shards = {f"shard-{i:05d}.safetensors": start for i, start in enumerate(starts)}
+    done = {shard.file: shard for shard in manifest.shards}
     label = f"{encoder.name} on {data.name}/{data.split}"
-    with _bar(progress, total=len(data), initial=state.manifest.rows, desc=label, unit="image") as bar:
-        for file, start in list(shards.items())[selected]:
-            if file not in done:
+    with tqdm(total=len(data), initial=manifest.rows, desc=label, unit="image", disable=not progress) as bar:
+        for index, start in enumerate(range(0, len(data), options.shard)):
+            if (file := f"shard-{index:05d}.safetensors") not in done:
                 rows = range(start, min(start + options.shard, len(data)))
                 tensors, options = _shard_that_fits(encoder, data, rows, options)
-                sha256 = write_tensors(state.folder / file, tensors)
-                state.add(Shard(file=file, rows=len(rows), sha256=sha256))
+                done[file] = Shard(file=file, rows=len(rows), sha256=write_tensors(folder / file, tensors))
+                manifest = _record(folder, manifest, shards=tuple(done[name] for name in sorted(done)))
                 bar.update(len(rows))
 
 
@@ -211,13 +194,6 @@ def _shard_that_fits(
         log.warning("out of memory; continuing with batches of %d", options.batch)
         if encoder.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _bar(progress: bool | TextIO, **options: Any) -> tqdm:
-    """A bar where people see it, none, or lines in a file."""
-    if isinstance(progress, bool):
-        return auto.tqdm(disable=not progress, **options)
-    return tqdm(file=progress, mininterval=1, **options)
 
 
 def _out_of_memory(error: Exception) -> bool:

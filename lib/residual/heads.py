@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -19,8 +21,9 @@ from residual.data.dataset import Factor
 from residual.dimension import FEWEST, pca_dimension, subsampling_error, two_nn
 from residual.pursuit import Pursuit, omp, somp_in_basis, textspan_from_moments
 from residual.spectrum import Moments, isometry, pca_from_moments
+from residual.files import write_bytes
 from residual.store import Manifest, StoredUnits
-from residual.tensors import cache_key, code_key, read_state, write_state
+from residual.tensors import cache_key
 
 RANK = 80  # of the filter of TextSpan's dictionary, in the code of Gandelsman et al.
 BINS = 8  # of equal count, for a factor that is a measure
@@ -42,10 +45,10 @@ def head_dimensions(
     _check_count(units.manifest, share)
     spectra = units.head_pca()
     evr = spectra.explained_variance_ratio
-    code = code_key(spectrum, dimension, store, head_dimensions)
-    key = cache_key(units.manifest.sealed().seal, torch.__version__, code)
-    path = units.folder / f"dimensions-{share:g}-{seed}-{key}.pt"
-    rows = (read_state(path) or {"rows": []})["rows"]
+    code = [Path(module.__file__).read_text() for module in (spectrum, dimension, store)]
+    key = cache_key(*(shard.sha256 for shard in units.manifest.shards), torch.__version__, *code)
+    path = units.folder / f"dimensions-{share:g}-{seed}-{key}.json"
+    rows = _finished(path)
     heads = list(product(*map(range, units.head_grid)))
     label = f"dimension of the heads of {units.manifest.encoder}"
     # The precision of the forward pass, whose rounding differs from batch to batch.
@@ -59,11 +62,19 @@ def head_dimensions(
         rows.append((layer, head, linear, nonlinear, linear / nonlinear, float(evr[layer, head, 0]), error))
         if head == units.manifest.heads - 1:
             try:
-                write_state(path, {"rows": rows})
+                write_bytes(path, json.dumps(rows).encode())
             except OSError as reason:
                 log.warning("cannot save dimensions; they will be computed again next time: %s", reason)
     names = ["layer", "head", "linear_id", "twonn_id", "ratio", "evr1", "twonn_id_error"]
     return pd.DataFrame(rows, columns=names)
+
+
+def _finished(path: Path) -> list[tuple]:
+    """Rows of layers that an earlier run finished."""
+    try:
+        return [tuple(row) for row in json.loads(path.read_text())]
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 def _random_rows(count: int, share: float, seed: int) -> Tensor | slice:

@@ -6,7 +6,6 @@ interrupted, the next one resumes after the last complete shard.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +63,6 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     frames: str = ""  # checksum
     shards: tuple[Shard, ...] = ()
-    seal: str = ""  # checksum of all the rest
 
     @property
     def rows(self) -> int:
@@ -75,14 +73,9 @@ class Manifest(BaseModel):
     def complete(self) -> bool:
         return self.rows == self.count
 
-    def sealed(self) -> Manifest:
-        """The same with its own checksum, which shows if it was altered."""
-        body = self.model_dump_json(exclude={"seal"})
-        return self.model_copy(update={"seal": hashlib.sha256(body.encode()).hexdigest()})
-
     def same_run(self, other: Manifest) -> bool:
         """Whether both describe the same extraction, in whatever state."""
-        progress = {"frames", "shards", "seal", "versions"}
+        progress = {"frames", "shards", "versions"}
         return self.model_dump(exclude=progress) == other.model_dump(exclude=progress)
 
     def without(self, files: Iterable[str]) -> Manifest:
@@ -223,7 +216,7 @@ def join_units(parts: Sequence[StoredUnits]) -> StoredUnits:
         if len(found := {getattr(manifest, name) for manifest in manifests}) > 1:
             raise ValueError(f"units with different {name} cannot be joined: {sorted(map(str, found))}")
     whole = {name: "+".join(getattr(manifest, name) for manifest in manifests) for name in ("split", "dataset_hash")}
-    whole |= {"count": sum(manifest.count for manifest in manifests), "seal": ""}
+    whole["count"] = sum(manifest.count for manifest in manifests)
     whole["shards"] = tuple(
         shard.model_copy(update={"file": str(part.folder.absolute() / shard.file)})
         for part in parts
@@ -240,10 +233,9 @@ def _shard_moments(folder: Path, shard: Shard) -> dict[str, Moments]:
         return {name: Moments(shard.rows, read(f"{name}.mean"), read(f"{name}.scatter")) for name in MOMENTS}
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
-    """The manifest of a folder; None where there is none, or it cannot be read or was altered."""
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None where there is none, or it cannot be read."""
     try:
-        manifest = Manifest.model_validate_json((folder / name).read_text())
+        return Manifest.model_validate_json((folder / MANIFEST).read_text())
     except (FileNotFoundError, ValidationError, UnicodeDecodeError):
         return None
-    return manifest if manifest == manifest.sealed() else None

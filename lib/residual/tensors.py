@@ -1,27 +1,16 @@
-"""Tensors in files, written whole and checked when read; and keys that change with tensors, code and other facts."""
+"""Tensors in files, written whole and checked when read; and keys that change with all that a result depends on."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
-import io
-import logging
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from residual.code import without_docstrings
 from residual.files import write_bytes
-
-log = logging.getLogger(__name__)
 
 
 class DamagedFileError(ValueError):
@@ -47,24 +36,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write nested dictionaries of tensors and numbers, behind their checksum."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bytes(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
-
-
-def read_state(path: Path) -> dict[str, Any] | None:
-    """What `write_state` wrote; None, with a warning, where the file is damaged, and None where there is none."""
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
-        log.warning("%s is damaged; starting over", path)
-        return None
-    return torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
-
-
 def tensors_checksum(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of tensors and their names, in any order."""
     digest = hashlib.sha256()
@@ -88,9 +59,3 @@ def cache_key(*facts: object) -> str:
         digest.update(f"{(fact.dtype, fact.shape) if is_tensor else ''} {len(data)};".encode())
         digest.update(data)
     return digest.hexdigest()[:12]
-
-
-@functools.cache
-def code_key(*code: ModuleType | Callable[..., Any]) -> str:
-    """A cache key of modules, classes and functions that changes with what they do, not with docstrings or comments."""
-    return cache_key(*(without_docstrings(textwrap.dedent(inspect.getsource(part))) for part in code))

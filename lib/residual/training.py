@@ -1,4 +1,4 @@
-"""Trains an aligner on a frozen encoder, or the encoder itself, with early stopping and checkpoints.
+"""Trains an aligner on a frozen encoder, or the encoder itself, with early stopping.
 
 The loop is ours because a step takes a millisecond or less, most of which a trainer would spend on bookkeeping.
 """
@@ -6,11 +6,11 @@ The loop is ours because a step takes a millisecond or less, most of which a tra
 from __future__ import annotations
 
 import copy
+import inspect
+import json
 import logging
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ from tqdm.auto import tqdm
 from residual.data.images import EncodedImages
 from residual.encoders.encoder import Encoder
 from residual.extraction import pixel_batches, pixels_for
-from residual.tensors import cache_key, code_key, read_state, write_state
+from residual.tensors import DamagedFileError, cache_key, read_tensors, write_tensors
 
 EPOCHS, PATIENCE = 30, 5
 BATCH = 64  # images, of a step
 RATES, STEPS = (1e-6, 1.0), 50  # the range of the learning rate finder, and in how many steps it is tried
 SMALLEST = 1e-3  # a loss; how far it falls below does not count
-PAUSE = 20.0  # seconds between checkpoints, at least
 
 Inputs = Tensor | EncodedImages  # of an aligner: outputs, component scores or images
 log = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ def fit(
     rate: float | None = None,
     schedule: Schedule = Schedule(),
     seed: int = 0,
-    checkpoint: Path | str | None = None,
+    cache: Path | str | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Fit:
@@ -108,41 +107,50 @@ def fit(
     the authors' code did at first. rate: found by `find_rate` by default.
     AdamW-ScheduleFree, by default in batches of 64, at most 30 epochs. Training stops after 5 epochs without a better
     accuracy on the validation split, and restores the best.
-    checkpoint: a folder for checkpoints, written after an epoch, but not within twenty seconds of the last one, and at
-    the end, in a file named after this training. An interrupted run resumes there; a finished one is not repeated.
+    cache: a folder where finished trainings are kept, in files named after all that they depend on, and not repeated.
     workers: processes that decode the images of a fine-tuning.
     Raises ValueError for a single class, a class without a training image, labels out of range, and NaN.
     """
     _check_labels(train, validation, classes)
     task = _Task.of(aligner, train, classes, scale, workers, schedule)
-    path = None if checkpoint is None else Path(checkpoint) / f"{_key(aligner, task, validation, rate, seed)}.pt"
-    state = read_state(path) if path else None
-    if state and "optimizer" not in state:  # finished
-        _load(aligner, state["best"])
-        return Fit(state["rate"], tuple(state["accuracies"]))
-    if state is None:
+    path = None if cache is None else Path(cache) / f"{_key(aligner, task, validation, rate, seed)}.safetensors"
+    if path and (finished := _read(path)):
+        best, result = finished
+    else:
         rate = rate or find_rate(aligner, train, classes, scale=scale, seed=seed, workers=workers)
-    training = _Training(aligner, task, validation, state["rate"] if state else rate, seed)
-    if state:
-        training.restore(state)
-    _run(training, path, progress)
-    _load(aligner, training.best)
-    if path:
-        _save(path, training.result())
-    return Fit(training.rate, tuple(training.accuracies))
+        best, result = _trained(aligner, task, validation, rate, seed, progress)
+        if path:
+            _write(path, best, result)
+    _load(aligner, best)
+    return result
 
 
-def _run(training: _Training, path: Path | None, progress: bool) -> None:
-    """Epoch after epoch to the end, with checkpoints."""
-    saved = time.monotonic()
-    with tqdm(total=EPOCHS, initial=len(training.accuracies), unit="epoch", disable=not progress, leave=False) as bar:
-        while not training.ended:
-            training.run_epoch()
-            if path and time.monotonic() - saved >= PAUSE:
-                _save(path, training.state())
-                saved = time.monotonic()
+def _trained(
+    aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float, seed: int, progress: bool
+) -> tuple[dict[str, Tensor], Fit]:
+    """The best parameters, and how the training went."""
+    trained = [p for p in aligner.parameters() if p.requires_grad]
+    optimizer = AdamWScheduleFree(trained, lr=rate, warmup_steps=task.schedule.warmup)
+    generator = torch.Generator().manual_seed(seed)
+    accuracies: list[float] = []
+    best: dict[str, Tensor] = {}
+    with tqdm(total=EPOCHS, unit="epoch", disable=not progress, leave=False) as bar:
+        while not _ended(accuracies):
+            optimizer.train()
+            for loss in task.epoch(aligner, generator):
+                task.step(optimizer, loss)
+            optimizer.eval()
+            accuracies.append(task.accuracy(aligner, *validation))
+            if accuracies[-1] > max(accuracies[:-1], default=-1.0):
+                best = _trainable(aligner)
             bar.update()
-            bar.set_postfix(accuracy=max(training.accuracies))
+            bar.set_postfix(accuracy=max(accuracies))
+    return best, Fit(rate, tuple(accuracies))
+
+
+def _ended(accuracies: list[float]) -> bool:
+    past, last = accuracies[:-PATIENCE], accuracies[-PATIENCE:]
+    return len(accuracies) >= EPOCHS or (bool(past) and max(last) <= max(past))
 
 
 @torch.no_grad()
@@ -251,51 +259,6 @@ class _Task:
         return int(((outputs @ self.classes.T.cpu()).argmax(1) == labels.cpu()).sum()) / len(inputs)
 
 
-@dataclass
-class _Training:
-    """The state of a training between epochs."""
-
-    aligner: nn.Module
-    task: _Task
-    validation: tuple[Inputs, Tensor]
-    rate: float
-    seed: int
-    accuracies: list[float] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        trained = [p for p in self.aligner.parameters() if p.requires_grad]
-        self.optimizer = AdamWScheduleFree(trained, lr=self.rate, warmup_steps=self.task.schedule.warmup)
-        self.generator = torch.Generator().manual_seed(self.seed)
-
-    @property
-    def ended(self) -> bool:
-        past, last = self.accuracies[:-PATIENCE], self.accuracies[-PATIENCE:]
-        return len(self.accuracies) >= EPOCHS or (bool(past) and max(last) <= max(past))
-
-    def run_epoch(self) -> None:
-        self.optimizer.train()
-        for loss in self.task.epoch(self.aligner, self.generator):
-            self.task.step(self.optimizer, loss)
-        self.optimizer.eval()
-        self.accuracies.append(self.task.accuracy(self.aligner, *self.validation))
-        if self.accuracies[-1] > max(self.accuracies[:-1], default=-1.0):
-            self.best = _trainable(self.aligner)
-
-    def result(self) -> dict[str, Any]:
-        return {"rate": self.rate, "accuracies": self.accuracies, "best": self.best}
-
-    def state(self) -> dict[str, Any]:
-        now = {"now": _trainable(self.aligner), "generator": self.generator.get_state()}
-        return self.result() | now | {"optimizer": self.optimizer.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.accuracies, self.best = state["accuracies"], state["best"]
-        _load(self.aligner, state["now"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-
-
 def _batches(
     aligner: nn.Module, inputs: Inputs, parts: Sequence[Tensor], device: torch.device, workers: int
 ) -> Iterable[Tensor]:
@@ -338,21 +301,34 @@ def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _key(aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float | None, seed: int) -> str:
-    """Changes with all that a training depends on, its code included; of inputs, with a thousand rows of each split."""
-    recipe = code_key(sys.modules[__name__], type(aligner)), *map(version, ("torch", "schedulefree"))
-    facts = [recipe, task.scale, rate, seed, EPOCHS, PATIENCE, task.schedule, len(task.labels), len(validation[0])]
+    """Changes with all that a training depends on: its code, libraries, options, and every value of its inputs."""
+    facts = [Path(__file__).read_text(), inspect.getsource(type(aligner)), *map(version, ("torch", "schedulefree"))]
+    facts += [task.scale, rate, seed, task.schedule]
     for inputs in (task.inputs, validation[0]):
-        is_tensor = isinstance(inputs, Tensor)
-        facts.append(inputs[:: max(1, len(inputs) // 1000)] if is_tensor else inputs.fingerprint())
+        facts.append(inputs if isinstance(inputs, Tensor) else inputs.fingerprint())
     if hasattr(aligner, "fingerprint"):
         facts.append(aligner.fingerprint())
     tensors = task.labels, validation[1].long(), task.classes, *_trainable(aligner).values(), *aligner.buffers()
     return cache_key(*facts, *tensors)
 
 
-def _save(path: Path, state: dict[str, Any]) -> None:
+def _write(path: Path, best: dict[str, Tensor], result: Fit) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_state(path, state)
+        tensors = {name: value.cpu().contiguous() for name, value in best.items()}
+        write_tensors(path, tensors, {"fit": json.dumps([result.rate, result.accuracies])})
     except OSError as error:
-        log.warning("training goes on without a checkpoint: %s", error)
+        log.warning("a training cannot be kept, and will be repeated: %s", error)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Fit] | None:
+    """A finished training; None, with a warning, where the file is damaged, and None where there is none."""
+    try:
+        best, about = read_tensors(path)
+        rate, accuracies = json.loads(about["fit"])
+        return best, Fit(rate, tuple(accuracies))
+    except FileNotFoundError:
+        return None
+    except (DamagedFileError, KeyError, ValueError) as error:
+        log.warning("%s is damaged (%s); training again", path, error)
+        return None

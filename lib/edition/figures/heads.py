@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from edition.carried_values import carry_values
 from edition.figures.axes import plain_numbers
 from residual.units import Unit
 
@@ -85,7 +82,7 @@ def gain_rows(table: pd.DataFrame) -> list[Axes]:
         rows = rows.assign(layer=[unit.layer for unit in units], head=heads, value=np.log2(rows["gain"]))
         grid = rows.pivot(index="task", columns=["layer", "head"], values="value").sort_index(axis=1)
         grids[model] = grid.loc[list(dict.fromkeys(rows["task"]))]
-    axes = _head_rows(grids, "factor", cmap="PuOr", limits=(-2, 2), unit="units", show=lambda v: f"times {2**v:.2f}")
+    axes = _head_rows(grids, "factor", cmap="PuOr", limits=(-2, 2), unit="units")
     axes[0].figure.axes[-1].set_yticks([-2, -1, 0, 1, 2], ["1/4", "1/2", "1", "2", "4"])
     return axes
 
@@ -97,9 +94,8 @@ def _head_rows(
     cmap: str = "cividis",
     limits: tuple[float, float] = (0, 1),
     unit: str = "heads",
-    show: Callable[[float], str] = "{:.2f}".format,
 ) -> list[Axes]:
-    """Values in rows, with columns (layer, head). show: a value as text."""
+    """Values in rows, with columns (layer, head)."""
     size = 9.5, sum(0.2 * len(grid) + 0.7 for grid in grids.values())
     figure, axes = plt.subplots(len(grids), 1, figsize=size, squeeze=False, layout="constrained")
     for ax, (model, grid) in zip(axes.flat, grids.items(), strict=True):
@@ -112,8 +108,6 @@ def _head_rows(
         ax.set_yticks(range(len(grid)), grid.index)
         ax.set_title(model, loc="left")  # in sight on a phone, which shows a part of the width
         ax.tick_params(length=0, labelsize=8)
-        names = [f"L{layer}.MLP" if head == np.inf else f"L{layer}.H{head:g}" for layer, head in grid.columns]
-        carry_values(ax, grid.set_axis(names, axis=1), show)
     axes.flat[-1].set_xlabel(f"layer (its {unit} side by side)")
     figure.colorbar(image, ax=axes, label=label, shrink=0.5, aspect=30)
     return list(axes.flat)
@@ -142,7 +136,6 @@ def overlap_grids(grids: dict[str, pd.DataFrame]) -> list[Axes]:
         ax.set(title=name, xlabel="", ylabel="")
         ax.tick_params(length=0, labelsize=8)
         ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=90)
-        carry_values(ax, grid)
     return list(axes.flat)
 
 
@@ -170,7 +163,6 @@ def unit_norms(norms: pd.DataFrame) -> Axes:
     """
     _, ax = plt.subplots(figsize=(0.5 * norms.shape[1] + 2, 0.32 * norms.shape[0] + 1), layout="constrained")
     sns.heatmap(norms, cmap="cividis", ax=ax, cbar_kws={"label": "mean length, share of the output's"})
-    carry_values(ax, norms, "{:.3f}".format)
     ax.set(xlabel="unit", ylabel="layer")
     ax.tick_params(length=0, rotation=0)
     return ax

@@ -1,33 +1,27 @@
 """Dictionaries of image descriptions, in whose words pursuit describes heads.
 
-The embedded one is composed here from lists of words and from the names of emoji. The paper's, by Gandelsman et al.,
-is a text file with one description a line: `load_dictionary` reads it from a path, or an address with its checksum.
+The paper's, by Gandelsman et al., is a text file with one description a line: `load_dictionary` reads it from a path,
+or an address with its checksum. Another comes with an installed source (`residual.sources`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from itertools import combinations, product
 from pathlib import Path
 
-import yaml
-
-from residual.data.miniature.emoji import vocabulary
-from residual.data.miniature.scenes import COLOURS
 from residual.files import cache_folder, checksum
+from residual.sources import sources
 
 
 def load_dictionary(source: str | Path | None = None, *, sha256: str | None = None) -> tuple[str, ...]:
     """Descriptions of images, without repetition, in a fixed order.
 
-    source: None for the embedded dictionary, else a text file with one description a line, by path
+    source: None for those of installed sources, else a text file with one description a line, by path
     or by http(s) address. sha256: of the file, which an address requires.
     Raises FileNotFoundError for a missing file, ValueError for one that has another checksum,
     is not text or holds no description, ConnectionError without a network.
     """
     if source is None:
-        return tuple(dict.fromkeys(_compose()))
+        return tuple(dict.fromkeys(text for one in sources() for text in one.descriptions()))
     if str(source).startswith(("http://", "https://")):
         path = _download(str(source), sha256)
     elif (path := Path(source)).is_file():
@@ -36,7 +30,7 @@ def load_dictionary(source: str | Path | None = None, *, sha256: str | None = No
     else:
         raise FileNotFoundError(f"no dictionary at {path}; give a text file or an http(s) address")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # the lines that an editor shows
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     descriptions = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
@@ -54,21 +48,3 @@ def _download(address: str, sha256: str | None) -> Path:
         return Path(pooch.retrieve(address, f"sha256:{sha256}", path=cache_folder() / "dictionaries", progressbar=True))
     except OSError as error:  # of requests, on which pooch builds
         raise ConnectionError(f"cannot fetch {address}: {error}; give the path of a local copy instead") from error
-
-
-def _compose() -> Iterator[str]:
-    """All combinations of the words of every pattern in descriptions.yml."""
-    parts = yaml.safe_load(Path(__file__).with_suffix(".yml").read_text())
-    words = parts["words"] | {"colour": list(COLOURS)}
-    words["colour_pair"] = [f"{first} and {second}" for first, second in combinations(COLOURS, 2)]
-    words["emoji"] = [item.name for item in vocabulary() if item.group in parts["emoji"]]
-    for pattern in parts["patterns"]:
-        slots = re.findall(r"\{(?:a:)?(\w+)\}", pattern)
-        articles = ["a:" + slot in pattern for slot in slots]
-        text = re.sub(r"\{[^}]*\}", "{}", pattern)
-        for combination in product(*(words[slot] for slot in slots)):
-            yield text.format(*(_a(word) if a else word for word, a in zip(combination, articles, strict=True)))
-
-
-def _a(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from residual.data.hub.catalogue import catalogue, local_folder, readable
-from residual.data.miniature.entries import entries
+from residual.sources import drawn_sets
 
 SPLITS = ("train", "validation", "test")
-NOISE = {
-    "text": "random",
-    "code": "random-brightness",
-}  # random images as the paper's text and its authors' code have them
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The embedded data sets, in the roles of the paper's fourteen; random images as the text has them."""
-    return tuple(name for name in entries() if name != NOISE["code"])
+    """The data sets of installed sources."""
+    return tuple(drawn_sets())
 
 
 def task_names() -> tuple[str, ...]:
-    """All that can be classified: the data sets with more than one class, and "set-factor" for other labels."""
-    names = []
-    for name, entry in entries().items():
-        names += [name] * (name != "random") + [f"{name}-{task}" for task in entry.get("tasks", ())]
-    return tuple(names)
+    """All that can be classified: those data sets, and "set-factor" for other labels of the same images."""
+    tasks = {name: source.tasks[name] for name, source in drawn_sets().items()}
+    return tuple(full for name, factors in tasks.items() for full in (name, *(f"{name}-{f}" for f in factors)))
 
 
-def is_embedded(name: str) -> bool:
-    """Whether a data set or task needs no hub: an embedded one, or a local folder."""
-    return name not in catalogue() and (name in (*entries(), *task_names()) or local_folder(name) is not None)
+def is_at_hand(name: str) -> bool:
+    """Whether a data set or task needs no hub: one of an installed source, or a local folder."""
+    return name not in catalogue() and (name in task_names() or local_folder(name) is not None)
 
 
 def split_task(name: str) -> tuple[str, str]:
@@ -35,10 +29,10 @@ def split_task(name: str) -> tuple[str, str]:
 
     Raises ValueError for an unknown name.
     """
-    if name not in entries() and readable(name):
+    if name in drawn_sets() or readable(name):
         return name, ""
-    base, _, task = (name, "", "") if name in entries() else name.rpartition("-")
-    if base not in entries() or (task and task not in entries()[base].get("tasks", ())):
-        known = ", ".join(dict.fromkeys((*dataset_names(), *task_names(), *catalogue())))
-        raise ValueError(f"unknown data set {name!r}; choose from {known}, or give a hub id, 'org/name', or a folder")
-    return base, task
+    if name in task_names():
+        base, _, factor = name.rpartition("-")
+        return base, factor
+    known = ", ".join((*task_names(), *catalogue()))
+    raise ValueError(f"unknown data set {name!r}; choose from {known}, or give a hub id, 'org/name', or a folder")

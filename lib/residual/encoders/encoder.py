@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,13 @@ from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from residual.encoders.names import EMBEDDED, MINI, PAPER, SHIPPED, check_name, open_clip_names, split_tag
+from residual.encoders.names import PAPER, SHIPPED, check_name, open_clip_names, split_tag
 from residual.encoders.towers import Loaded, Tower
 from residual.encoders.weights import check_values
+from residual.sources import encoder_folders
 from residual.tensors import tensor_bytes
 
 CACHED = 2_000  # tokens at once on a CPU, which saves larger encoders a tenth of the time (benchmarks/test_speed.py)
-ENCODED: Counter[str] = Counter()  # images that each encoder has encoded in this process
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +90,6 @@ class Encoder(Loaded):
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """The tower's own forward pass."""
-        ENCODED[self.name] += len(pixels)
         with _unrounded_convolutions():
             return self.tower.forward(pixels)
 
@@ -165,11 +163,6 @@ class Encoder(Loaded):
         tower = replace(self.read_tower(model, self.name), image_size=self.tower.image_size)
         return replace(self, model=model, tower=tower)
 
-    def compile(self) -> None:
-        """Compile the blocks' MLPs, which take most of the time, with `torch.compile`; units change by rounding."""
-        for block in self.tower.blocks:
-            block.mlp.compile()
-
     def preprocessing_hash(self) -> str:
         """SHA-256 of one picture after `preprocess`, of mean and std, and of the size that is read as it is."""
         ramp = (torch.arange(90 * 70 * 3, dtype=torch.int64).square() % 251).to(torch.uint8).view(90, 70, 3)
@@ -210,7 +203,7 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder, in evaluation mode, with its parameters frozen.
 
-    name: an embedded encoder ("mini-openclip"), one of the paper's ("OpenCLIP-L", ...), a model
+    name: an encoder of an installed source ("mini-openclip"), one of the paper's ("OpenCLIP-L", ...), a model
     name of open_clip, a hub id ("facebook/dinov2-small"; "hf-hub:org/name" for open_clip models),
     or a local folder that open_clip or transformers saved. "name@tag" stands for pretrained="tag",
     and "name@random" for pretrained=False.
@@ -237,9 +230,9 @@ def _find(name: str, pretrained: bool | str) -> Loaded:
     check_name(name)
     if name == SHIPPED:
         return _from_package(name, pretrained)
-    folder = MINI / name if name in EMBEDDED else Path(name)
+    folder = encoder_folders().get(name) or Path(name)
     by_id = {source.id: source for source in PAPER.values() if source.tag is None}
-    if name in EMBEDDED or folder.is_dir():
+    if folder.is_dir():
         if (folder / "open_clip_config.json").is_file():
             return _from_open_clip(name, f"local-dir:{folder}", pretrained)
         if (folder / "config.json").is_file():

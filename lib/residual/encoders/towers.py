@@ -18,7 +18,6 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from residual.encoders.weights import WeightsError
-from residual.network import hub_or_cache, no_network
 
 LONGEST = 500  # characters of another library's message
 
@@ -128,23 +127,12 @@ def separate_qkv(query: nn.Module, key: nn.Module, value: nn.Module) -> Callable
 def clear_errors(name: str, folder: Path | None = None) -> Iterator[None]:
     """Say what to do when weights or configuration cannot be read from a local folder, or fetched from a hub."""
     try:
-        with hub_or_cache() if folder is None else contextlib.nullcontext():
-            yield
+        yield
     except WeightsError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise RuntimeError(_message(name, folder, shorten(reason, LONGEST))) from error
-
-
-def _message(name: str, folder: Path | None, reason: str) -> str:
-    if folder is not None:
-        advice = f"Check the files of {folder}: they must be whole, and of one model"
-    elif why := no_network():
-        return (
-            f"cannot load {name!r}: it is not in the cache, and {why}. Connect once, set HF_HOME to a cache that holds "
-            f"it, or give a local folder. ({reason})"
-        )
-    else:
-        advice = "Weights come from a hub, its cache or a local folder"
-    return f"cannot load {name!r}: {reason}. {advice}; pretrained=False gives random ones."
+        reason = shorten(" ".join(str(error).split()).rstrip(".") or type(error).__name__, LONGEST)
+        advice = f"Check the files of {folder}: they must be whole, and of one model" if folder else (
+            "Connect once, set HF_HOME to a cache that holds it, or give a local folder"
+        )  # fmt: skip
+        raise RuntimeError(f"cannot load {name!r}: {reason}. {advice}; pretrained=False gives random weights.") from error

@@ -44,7 +44,6 @@ from residual.data.hub.layouts import (
 )  # fmt: skip
 from residual.data.images import DECODING, EncodedImages, decode, encoded_bytes, rank_in_class
 from residual.files import FULL, UNWRITABLE, is_pointer, locked, write_bytes
-from residual.network import hub_or_cache, no_network
 
 MANY = 2000  # images, from which on several processes check them
 Tables = dict[str, datasets.Dataset]  # by split
@@ -249,8 +248,7 @@ def _revisions(path: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _explained(name: str, source: str, entry: HubSet | None, *, local: bool) -> Iterator[None]:
     try:
-        with contextlib.nullcontext() if local else hub_or_cache():
-            yield
+        yield
     except Exception as error:  # whatever loaders, decoders and connections below them raise
         raise DataError(_explain(name, source, local, entry, error)) from error
 
@@ -280,12 +278,7 @@ def _explain(name: str, source: str, local: bool, entry: HubSet | None, error: E
             f"{name}: what was downloaded is not what {source} declares; remove it from $HF_HOME/hub and "
             f"$HF_HOME/datasets and run again. ({text})"
         )
-    if why := no_network():
-        return (
-            f"{name}: {source} is not in the cache, and {why}. Connect once, set HF_HOME to a cache that holds it, or "
-            f"give a local folder in its place; what was downloaded so far is kept. ({text})"
-        )
-    return f"{name}: {source} cannot be fetched; what was downloaded so far is kept. Try again later. ({text})"
+    return f"{name}: {source} cannot be fetched; what was downloaded so far is kept. Connect, set HF_HOME to a cache that holds it, or give a local folder. ({text})"
 
 
 def _checked(encoded: datasets.Dataset, image: str, name: str) -> tuple[tuple[str, ...], Tensor]:

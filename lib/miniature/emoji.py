@@ -1,7 +1,7 @@
 """Emoji drawings as pixels, with their names and groups.
 
 Twemoji comes from PyPI and is all that the book needs. OpenMoji and Noto come
-from npm and are read only to train the zoo (`zoo`).
+from npm and are read only in training (`miniature.training`).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _drawing(code: str, style: str, npm: Path | None) -> Image.Image | None:
     if path is None or not path.exists():
         return None
     if path.suffix == ".svg":
-        import resvg_py  # only training reads SVG, so only the `zoo` extra installs it
+        import resvg_py  # only training reads SVG, so only the `training` extra installs it
 
         image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=SPRITE, height=SPRITE))))
     else:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from residual.data.miniature.scenes import to_bytes
-from residual.data.miniature.splits import divide, seed_of
+from miniature.scenes import to_bytes
+from miniature.splits import divide, seed_of
 
 PHOTOGRAPHS = {  # functions of skimage.data, of which all ship with the package
     "astronaut": "an astronaut",

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from residual.data.miniature.emoji import vocabulary
-from zoo.recipes import OUTPUT, Recipe
+from miniature.emoji import vocabulary
+from miniature.training.recipes import OUTPUT, Recipe
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from residual.data.miniature.emoji import GROUP_WORDS, Artwork, load_tags, vocabulary
-from residual.data.miniature.scenes import BACKDROPS, COLOURS, Draws
+from miniature.emoji import GROUP_WORDS, Artwork, load_tags, vocabulary
+from miniature.scenes import BACKDROPS, COLOURS, Draws
 
 STYLE_WORDS = ("flat drawing", "glossy drawing", "outlined drawing", "line drawing")
 OPENINGS = ("", "", "a picture of ", "a photo of ", "an emoji of ", "an image of ", "an icon of ")

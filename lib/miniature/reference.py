@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from residual.data.miniature.photographs import Tile, draw_tiles
-from residual.data.miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_backdrops, draw_scenes
-from residual.data.miniature.textures import TEXTURES, draw_textures
+from miniature.photographs import Tile, draw_tiles
+from miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_backdrops, draw_scenes
+from miniature.textures import TEXTURES, draw_textures
 
 GROUNDS = {"photograph": 0.15, "texture": 0.25, "drawn": 0.35, "white": 0.25}  # shares of the emoji's backgrounds
 DRAWN = [index for index, name in enumerate(BACKDROPS) if name != "photograph"]  # whose crops might overlap

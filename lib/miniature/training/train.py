@@ -1,4 +1,4 @@
-"""Trains the embedded encoders: `python -m zoo train mini-openclip`.
+"""Trains the embedded encoders: `python -m miniature train mini-openclip`.
 
 A run can be stopped at any time and resumed by the same command. Every step draws
 its batch from (seed, step), so a resumed run sees what an uninterrupted one sees.
@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from residual.files import replacing
-from zoo.batches import Batches, Renderer
-from zoo.objectives import Batch, build_objective
-from zoo.recipes import RECIPES, Recipe, build_encoder, image_tokens
-from zoo.recipes import save_encoder as save
+from miniature.training.batches import Batches, Renderer
+from miniature.training.objectives import Batch, build_objective
+from miniature.training.recipes import RECIPES, Recipe, build_encoder, image_tokens
+from miniature.training.recipes import save_encoder as save
 
 WEIGHT_DECAY, WARM_UP = 0.1, 300
 log = logging.getLogger(__name__)

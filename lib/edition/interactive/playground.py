@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from edition.static_pages import write_page
+from edition.interactive import write_page
 from residual.alignment import Bases, ResiDual, reference_bases
 from residual.data.dataset import Dataset
 from residual.data.images import thumbnails
@@ -45,6 +45,11 @@ class Scene:
     scores: Float[Tensor, "n w"]
     outputs: Float[Tensor, "n d"]
     classes: Float[Tensor, "c d"]
+
+    def head(self, count: int) -> Scene:
+        """The same of the first images."""
+        first = {name: getattr(self, name)[:count] for name in ("labels", "scores", "outputs")}
+        return replace(self, data=self.data.head(min(count, len(self.data))), **first)
 
     def presets(self, trained: dict[str, ResiDual], chosen: list[tuple[int, int]]) -> dict[str, dict[str, Any]]:
         """Lambdas of every component, and what else is added, by the name of a button.
@@ -109,7 +114,7 @@ def all_components(reference: StoredUnits) -> Bases:
 def write_playground(folder: Path, scene: Scene, presets: dict[str, dict[str, Any]]) -> Path:
     """Write `folder/index.html`, which holds all it needs; returns the page."""
     return write_page(
-        folder, __name__, "playground.html.jinja", scene.payload(presets),
+        folder, "playground.html.jinja", scene.payload(presets),
         encoder=scene.encoder, task=scene.task, images=len(scene.labels), shown=min(SHOWN, len(scene.labels)),
         sprite=_sprite(scene.data), size=PIXELS,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from residual.data.miniature.emoji import SPRITE
+from miniature.emoji import SPRITE
 
 FONTS = (  # shipped with matplotlib; each has a shape of its own for the numerals
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",

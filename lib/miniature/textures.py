@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from residual.data.miniature.scenes import to_bytes
+from miniature.scenes import to_bytes
 
 TEXTURES = (
     "striped", "chequered", "dotted", "wavy", "zigzagged", "gridded",

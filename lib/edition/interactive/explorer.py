@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from edition.static_pages import write_page
+from edition.interactive import write_page
 from residual.data.dataset import Dataset, Images
 from residual.data.images import thumbnails
 from residual.dimension import pca_dimension
@@ -87,7 +87,7 @@ def write_explorer(folder: Path, encoders: Sequence[dict[str, Any]]) -> Path:
     """
     names = json.dumps([encoder["name"] for encoder in encoders])
     write_bytes(folder / "encoders.js", f"window.exploredEncoders = {names};\n".encode())
-    return write_page(folder, __name__, "explorer.html.jinja", {"encoders": list(encoders)})
+    return write_page(folder, "explorer.html.jinja", {"encoders": list(encoders)})
 
 
 def measured_heads(table: pd.DataFrame, column: str, encoder: str, grid: tuple[int, int]) -> Tensor:

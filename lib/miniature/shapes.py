@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from residual.data.miniature.scenes import COLOURS, RENDERED, to_bytes, uniform
+from miniature.scenes import COLOURS, RENDERED, to_bytes, uniform
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
 HUES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from residual.data.miniature.emoji import STYLES, Artwork, load_artwork, vocabulary
-from residual.data.miniature.scenes import BACKDROPS, COLOURS, Draws, render_scenes, sample_scenes
-from zoo.captions import OPENINGS, STYLE_WORDS, Concepts, load_concepts, write_captions
-from zoo.objectives import Batch
-from zoo.recipes import CONTEXT, MEAN, PATCH, SIZE, STD, WORDS, Recipe
+from miniature.emoji import STYLES, Artwork, load_artwork, vocabulary
+from miniature.scenes import BACKDROPS, COLOURS, Draws, render_scenes, sample_scenes
+from miniature.training.captions import OPENINGS, STYLE_WORDS, Concepts, load_concepts, write_captions
+from miniature.training.objectives import Batch
+from miniature.training.recipes import CONTEXT, MEAN, PATCH, SIZE, STD, WORDS, Recipe
 
 # How often an emoji of each Unicode group is drawn, relative to one of the others: the groups of which the
 # tasks are made more often, and people, who come in many near-copies, more seldom.

