@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import beartype  # noqa: F401  (before our modules, as LIBRARIES)
 import pytest
 
-from edition.forkserver import SHARED, start_server
-from edition.pages import project_root
+from edition.pages import code_cells, project_root
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +50,7 @@ TOWERS = {
 }
 OPEN_CLIP = {"openclip": {}, "openclip-scaled": {"ls_init_value": 0.3, "no_ln_pre": True, "final_ln_after_pool": True}}
 FAMILIES = [*TOWERS, *OPEN_CLIP]
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")  # of Chromium
 
 
 # While jaxtyping's hook imports one of our modules, Python looks for compiled files under another name, also for all
@@ -60,14 +60,8 @@ LIBRARIES = ("open_clip", "transformers", "pandas", "matplotlib.pyplot", "IPytho
 
 
 def pytest_configure():
-    """Ctrl-C is heard by what tests start, also where these run in a shell's background, which ignores it.
-
-    What tests run by `edition.forkserver`, also through Snakemake, are forks of one server, which imports once for all.
-    """
+    """Ctrl-C is heard by what tests start, also where these run in a shell's background, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.platform == "linux" and "PYTEST_XDIST_WORKER" not in os.environ:
-        start_server(threads=1)
-        os.environ[SHARED] = "1"
 
 
 def pytest_collection():
@@ -87,8 +81,7 @@ def pytest_collection_finish():
 
 
 LONGEST = tuple(
-    f"test_{name}.py"
-    for name in ("site", "graph", "rerun", "data", "zoo", "units", "hub", "store", "chapters", "forkserver")
+    f"test_{name}.py" for name in ("site", "graph", "rerun", "data", "zoo", "units", "hub", "store", "chapters")
 )
 
 
@@ -154,17 +147,6 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def _own_environment():
-    """Chapters that a test runs leave nothing in the environment of the next."""
-    before = dict(os.environ)
-    yield
-    for name in {*os.environ, *before}:
-        if name.startswith(("RESIDUAL_", "JUPYTER_")):
-            os.environ.pop(name, None)
-            os.environ.update({name: before[name]} if name in before else {})
-
-
 @pytest.fixture
 def small(folders):
     """small(kind) builds one of FAMILIES with shaken random weights."""
@@ -209,13 +191,24 @@ playground: *tasks
 """
 
 
-def run_forked(folder: Path, chapter: str, given: dict[str, object], *options: str) -> subprocess.CompletedProcess:
-    """Run a chapter in a fork of the tests' server, which heeds no HF_ variables: its libraries are imported."""
+def run(folder: Path, chapter: str, given: dict[str, object], *options: str) -> subprocess.CompletedProcess:
+    """Run a chapter as `make chapter` does."""
     pairs = [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
-    command = [sys.executable, "-m", "edition.forkserver", "run", chapter, *pairs, *options]
+    command = [sys.executable, "-m", "edition.run", chapter, *pairs, *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def page_functions(chapter: str, *names: str, **namespace: object) -> dict[str, object]:
+    """Functions that cells of a chapter define, in a namespace with what its set-up cell imports."""
+    cells = [cell.source for cell in code_cells(project_root() / f"book/{chapter}.md")]
+    setup = next(source for source in cells if "run = Chapter(" in source)
+    exec(setup.partition("\nrun = Chapter(")[0], namespace | {"__name__": chapter}, namespace)
+    for source in cells:
+        if any(f"def {name}(" in source for name in names):
+            exec(source, namespace)
+    return namespace
 
 
 def copy_project(folder: Path) -> Path:
@@ -254,7 +247,7 @@ def own_cache(tmp_path, monkeypatch):
     import datasets
 
     from edition.inputs import task_split
-    from residual.data.hub import read as hub
+    from residual.data import hub
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path / "cache"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from conftest import relative_error, shake
-from edition.alignment_rows import _seeded
+from conftest import page_functions, relative_error, shake
 from residual import extract, load_encoder, trace
 from residual.alignment import (
     KINDS,
@@ -17,7 +16,6 @@ from residual.alignment import (
     LinearAligner,
     ResiDual,
     component_scores,
-    fit,
     parameter_count,
     reference_bases,
 )
@@ -160,31 +158,17 @@ def test_an_adapter_is_refused_by_another_encoder_and_a_damaged_file(stored, enc
             ResiDual.load(path)
 
 
-def test_coordinates_on_disk_train_as_in_memory(stored, tmp_path):
-    bases = reference_bases(stored)
-    mapped, again = component_scores(stored, bases, tmp_path / "q"), component_scores(stored, bases, tmp_path / "q")
-    held = component_scores(stored, bases)
-    assert mapped.dtype == torch.float16
-    assert mapped.equal(again)
-    assert relative_error(mapped.float(), held) < 1e-3
-    labels, classes = torch.arange(70) % 3, torch.eye(held.shape[1])[:3, : bases.components.shape[1]]
-    results = [fit(ResiDual(bases), (q, labels), (q, labels), classes, rate=0.1) for q in (mapped, held)]
-    assert results[0].accuracy == pytest.approx(results[1].accuracy, abs=0.05)
-    turned = dataclasses.replace(bases, components=-bases.components)
-    count = len(bases.components)
-    assert component_scores(stored, turned, tmp_path / "q")[:, :count].equal(-mapped[:, :count])  # not what lies there
-    assert len(list((tmp_path / "q").iterdir())) == 2
-    huge = dataclasses.replace(bases, components=bases.components * 1e6)
-    with pytest.raises(ValueError, match=r"overflow torch\.float16"):
-        component_scores(stored, huge, tmp_path / "q")
-
-
 def test_the_rate_that_the_first_seed_found_trains_the_others():
     given = []
 
-    def train(aligner, inputs, **options):
-        given.append(options)
+    def train(aligner, encoder, classes, inputs, labels, turn, rate):
+        given.append((turn, rate))
         return 0.5, 0.1, 0.5, 10, 3, 0.25, 1.0  # accuracy, its error, validation, parameters, epochs, rate, seconds
 
-    assert [aligner for _, aligner, _ in _seeded(train, str, {}, range(3))] == ["0", "1", "2"]
-    assert given == [{"seed": 0, "rate": None}, {"seed": 1, "rate": 0.25}, {"seed": 2, "rate": 0.25}]
+    section = SimpleNamespace(
+        classes={("a", "task"): None}, bases=lambda *_: None, aligner=lambda encoder, bases, turn: turn, train=train
+    )
+    encoder, run = SimpleNamespace(name="a"), SimpleNamespace(task_units=lambda *_: ({}, {}))
+    page = page_functions("alignment", "bases_of", "trainings", section=section, run=run, seed=0, seeds=3)
+    assert [aligner for aligner, *_ in page["trainings"](encoder, "task", "RD")] == [0, 1, 2]
+    assert given == [(0, None), (1, 0.25), (2, 0.25)]

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from conftest import FAMILIES, pixels_of, relative_error
+from miniature.emoji import load_artwork
+from miniature.scenes import render_scenes, sample_scenes
 from residual import extract, load_dataset, load_encoder, trace
 from residual.alignment import FineTuned, LinearAligner, ResiDual, component_scores, fit, reference_bases
 from residual.data.dataset import Dataset
-from miniature.emoji import load_artwork
-from miniature.scenes import render_scenes, sample_scenes
 from residual.dimension import two_nn
 from residual.encoders.names import PAPER, SHIPPED, has_shipped_weights
 from residual.heads import head_dimensions, omp_heads, somp_head, textspan_heads

@@ -8,16 +8,17 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from residual import dataset_names, load_dataset, task_names
-from residual.data.dataset import Dataset
+from miniature import counts, fourteen
 from miniature.emoji import load_artwork, vocabulary
 from miniature.photographs import MORE, draw_tiles, photo_tiles, photograph
 from miniature.reference import pick_drawings
 from miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
-from miniature.sets import ENTRIES, FONTS, PHOTOGRAPHS
+from miniature.sets import FONTS, PHOTOGRAPHS
 from miniature.shapes import HUES, PATTERNS, SHAPES
 from miniature.splits import balanced
 from miniature.textures import TEXTURES, draw_textures
+from residual import load_dataset, task_names
+from residual.data.dataset import Dataset
 from residual.data.names import SPLITS
 from residual.files import cache_folder
 
@@ -25,26 +26,24 @@ DIVIDED = ("reference", "emoji-groups", "styles", "numerals", "photographs")
 
 
 def test_there_are_fourteen_sets_and_ten_labelled_tasks_and_more():
-    assert len(dataset_names()) == 14
-    assert "random" not in task_names()
+    assert len(fourteen()) == 14
     assert {"shapes-shape", "shapes-colour", "shapes-pattern", "styles-style"} <= set(task_names())
 
 
-@pytest.mark.parametrize("name", dataset_names())
+@pytest.mark.parametrize("name", fourteen())
 def test_every_set_is_whole_and_balanced(name):
     data = load_dataset(name, "validation")
     assert data.images.shape[1:] == (3, 48, 48)
     assert len(data) >= (1000 if name != "digits" else 350)
-    assert ENTRIES[name].counts["train"] >= (10_000 if name in ("reference", "random") else 1000)
-    counts = torch.bincount(data.labels, minlength=len(data.classes))
-    assert counts.min() > 0
+    assert counts(name)["train"] >= (10_000 if name in ("reference", "random") else 1000)
+    assert torch.bincount(data.labels, minlength=len(data.classes)).min() > 0
     assert len(set(data.classes)) == len(data.classes)
     assert len(set(data.templates)) >= 3
     assert all(template.count("{}") == 1 for template in data.templates)
     assert all(len(factor.values) == len(data) for factor in data.factors.values())
 
 
-@pytest.mark.parametrize("name", dataset_names())
+@pytest.mark.parametrize("name", fourteen())
 def test_the_same_seed_gives_the_same_images(name, monkeypatch, tmp_path):
     kept = load_dataset(name, "validation", count=200).fingerprint()
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path))
@@ -68,7 +67,7 @@ def test_no_class_has_two_images_more_than_another(count, classes):
     assert often.max() - often.min() <= 1
 
 
-@pytest.mark.parametrize("name", dataset_names())
+@pytest.mark.parametrize("name", fourteen())
 def test_splits_share_no_image(name):
     seen = set()
     for split in ("validation", "test"):

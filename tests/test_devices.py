@@ -1,16 +1,6 @@
-"""Device mix-ups, found without a GPU: torch's fake tensors compute shapes and devices, and refuse to mix these.
-
-And how runs share GPUs, and a folder.
-"""
+"""Device mix-ups, found without a GPU: torch's fake tensors compute shapes and devices, and refuse to mix these."""
 
 from __future__ import annotations
-
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import pytest
 import torch
@@ -18,8 +8,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import FAMILIES
-from edition import alone
-from edition.devices import one_gpu
 from residual.alignment import Bases, LinearAligner, ResiDual, transformed
 from residual.dimension import _by_products
 from residual.encoders.encoder import Encoder
@@ -85,52 +73,3 @@ def test_a_mix_up_would_be_seen(on_gpu):
     norm.bias = nn.Parameter(torch.empty(norm.bias.shape), requires_grad=False)
     with pytest.raises(RuntimeError, match="same device"):
         trace(on_gpu, torch.empty(4, 3, *on_gpu.tower.image_size))
-
-
-def test_runs_side_by_side_get_a_gpu_each_and_the_next_one_waits(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("edition.devices.tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    seen, go_on = [], threading.Event()
-
-    def third():
-        with one_gpu("cuda"):
-            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        go_on.set()
-
-    with one_gpu("cuda"):
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # as in another process
-        with one_gpu("cuda"):
-            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-            waiting = threading.Thread(target=third)
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-            waiting.start()
-            time.sleep(0.3)
-            assert seen == ["0", "1"]
-        assert go_on.wait(10)
-        waiting.join()
-    assert seen == ["0", "1", "1"]
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
-
-
-@pytest.mark.parametrize(("device", "count"), [("cpu", 2), ("cuda:1", 2), ("cuda", 1)])
-def test_other_runs_see_what_they_saw(monkeypatch, device, count):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    with one_gpu(device):
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
-
-
-def test_a_second_run_is_refused_until_the_first_is_gone_however_it_goes(tmp_path):
-    command = [sys.executable, alone.__file__, str(tmp_path / "a/lock")]
-    first = subprocess.Popen(
-        [*command, sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE
-    )
-    assert first.stdout.readline() == b"1\n"
-    second = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
-    assert second.returncode == 1
-    assert "error: another run of this project is active here" in second.stderr
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    assert subprocess.run([*command, "sh", "-c", "exit 7"], check=False).returncode == 7

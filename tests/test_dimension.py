@@ -217,7 +217,7 @@ def test_heads_that_are_done_are_kept_and_damage_is_noticed(encoder, tmp_path, m
         patch.setattr(heads, "two_nn", interrupt_at(two_nn, per_layer + 5))
         with pytest.raises(KeyboardInterrupt):
             head_dimensions(units, progress=False)
-    (kept,) = units.folder.glob("dimensions-*.pt")
+    (kept,) = units.folder.glob("dimensions-*.json")
     left, calls = (encoder.layers - 1) * per_layer, []
     monkeypatch.setattr(heads, "two_nn", lambda x, **options: calls.append(None) or two_nn(x, **options))
     resumed = head_dimensions(units, progress=False)

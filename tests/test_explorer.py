@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from edition.explorer import explore, measured_heads, write_explorer
+from edition.interactive.explorer import explore, measured_heads, write_explorer
 from residual import extract, load_dataset
 from test_hub import write_webdataset
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from miniature.sets import Factor
 from residual import extract
 from residual.data.dataset import load_dataset
-from miniature.sets import Factor
 from residual.heads import factor_levels, head_factors, join_factors, specialisation, variance_shares
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,20 +20,22 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
+import residual
 from conftest import small_project
-from edition import plan
+from edition import downloads, inputs, plan
 from edition.chapter import Chapter
-from edition.inputs import Extraction, encoder_for
-from edition.pages import chapters, project_root
+from edition.inputs import Extraction, encoder_for, jobs, jobs_by_chapter
+from edition.pages import after, chapters, project_root
 from edition.parameters import chapter_parameters
-from edition.plan import jobs, jobs_by_chapter, main
+from edition.plan import main
+from edition.results import outputs
 from residual import load_units
-from residual.data.hub.read import DataError
+from residual.data.hub import DataError
 from residual.store import read_manifest
 
 ROOT = project_root()
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--rerun-incomplete"]
-SNAKEMAKE += ["--rerun-triggers", "mtime"]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--rerun-incomplete", "--keep-going"]
+SNAKEMAKE += ["--rerun-triggers", "mtime", "input"]
 
 
 def snake(folder, *targets, config=("profile=few", "units=1"), options=()):
@@ -56,7 +59,7 @@ def whole(tmp_path_factory):
     folder = small_project(tmp_path_factory.mktemp("whole") / "project")
     with contextlib.chdir(folder):
         for job in jobs(folder / "profiles/few.yml"):
-            plan.run_job(job, device="cpu", workers=0, part=None, compiled=False)
+            assert inputs.main([str(folder / "profiles/few.yml"), job.name]) == 0
     return folder
 
 
@@ -72,7 +75,7 @@ def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
     assert reference["bytes"] == 80_000 * 1000 + 20 * 10**6
     assert found["downloads"]["imagenet"]["gated"]
     assert main(["paper", "--tflops", "50"]) == 0
-    assert "gated: ask for access first" in (shown := capsys.readouterr().out)
+    assert "imagenet" in (shown := capsys.readouterr().out)
     assert f"{len(images)} extractions, 0 of them there" in shown
 
 
@@ -82,7 +85,8 @@ def test_what_is_there_already_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     rest = "test", 100, False, True, 0, 128
     own = [Extraction("BLIP-L", "mnist", *rest), Extraction("CLIP-B", "org/x", *rest)]
-    assert not any(found["there"] for found in plan._downloads(own).values())
+    weights = {"BLIP-L": 10, "CLIP-B": 20}
+    assert not any(found["there"] for found in downloads.downloads(own, weights).values())
     (tmp_path / "hub/models--timm--vit_base_patch16_clip_224.openai/snapshots/a").mkdir(parents=True)
     (tmp_path / "hub/models--timm--vit_base_patch16_clip_224.openai/snapshots/a/weights").write_text("")
     (tmp_path / "datasets/org___x/default/0.0.0").mkdir(parents=True)
@@ -90,10 +94,10 @@ def test_what_is_there_already_is_told(monkeypatch, tmp_path):
     tars = tmp_path / "hub/datasets--clip-benchmark--wds_mnist"
     (tars / "snapshots/a/test").mkdir(parents=True)
     (tars / "snapshots/a/test/0.tar").write_text("")
-    assert plan._downloads(own)["mnist"]["there"]
+    assert downloads.downloads(own, weights)["mnist"]["there"]
     (tars / "blobs").mkdir()
     (tars / "blobs/b.incomplete").write_text("")
-    found = plan._downloads(own)
+    found = downloads.downloads(own, weights)
     assert {name: one["there"] for name, one in found.items()} == {
         "BLIP-L": False, "CLIP-B": True, "mnist": False, "org/x": True,
     }  # fmt: skip
@@ -109,8 +113,8 @@ def test_downloads_are_tried_once_each_and_failures_told_together(monkeypatch, c
         if names[0] in ("imagenet", "CLIP-L"):
             raise DataError("ask for access")
 
-    monkeypatch.setattr(plan, "load_dataset", fetch)
-    monkeypatch.setattr(plan, "load_encoder", fetch)
+    monkeypatch.setattr(residual, "load_dataset", fetch)
+    monkeypatch.setattr(residual, "load_encoder", fetch)
     assert main(["paper", "--download"]) == 2
     told = capsys.readouterr().err
     assert told.count("imagenet: ask for access") == told.count("CLIP-L: ask for access") == 1
@@ -135,11 +139,14 @@ def test_costs_are_those_of_the_encoder():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["none"], "no profile none; give one of"), (["tiny", "--run", "x"], "tiny has no job 'x'; --list shows them")],
+    ("program", "arguments", "message"),
+    [
+        (main, ["none"], "no profile none; give one of"),
+        (inputs.main, ["tiny", "x"], "tiny has no job 'x'; make plan lists them"),
+    ],
 )
-def test_a_wrong_plan_is_refused(capsys, arguments, message):
-    assert main(arguments) == 2
+def test_a_wrong_plan_or_job_is_refused(capsys, program, arguments, message):
+    assert program(arguments) == 2
     assert message in capsys.readouterr().err
 
 
@@ -212,42 +219,85 @@ def test_killed_at_any_point_only_what_is_missing_is_done_and_moments_are_the_sa
     assert all(a.equal(b) for name in ours for a, b in zip(ours[name], theirs[name], strict=True))
 
 
-def test_jobs_that_share_an_extraction_leave_the_same(project):
-    name = next(job.name for job in jobs(project / "profiles/few.yml") if "--shapes--train--100--" in job.name)
-    assert snake(project, f"_build/units/jobs/{name}", config=("profile=few", "units=1", "parts=2")).returncode == 0
-    (folder,) = (project / "_build/units").glob("*--*")
-    assert load_units(folder).manifest.complete
-    assert [path.name for path in folder.glob("part-*.json")] == ["part-0-of-2.json"]  # 100 images are one shard
+CHANGES = [  # file, text, in place of which; and the chapters that run again
+    ("lib/residual/dimension.py", "FEWEST = 20", "FEWEST = 21", "all"),
+    ("lib/residual/pursuit.py", "NOTHING = 1e-12", "NOTHING = 1e-13", "all"),  # behind a lazy name
+    ("lib/miniature/sets.py", "CHUNK = 500", "CHUNK = 400", "all"),  # behind an entry point
+    ("lib/miniature/sets.yml", "train: 10000", "train: 9000", "all"),
+    ("lib/miniature/encoders/mini-clip/open_clip_model.safetensors", "", "x", "all"),
+    ("book/published/dataset_order.csv", "\n", "\n\n", "all"),
+    ("constraints.txt", "torch==", "torch===", "all"),
+    ("book/references.bib", "Facco", "Fako", set()),
+    ("book/dimension.md", "heads live in few dimensions", "heads have few dimensions", set()),  # prose
+    ("book/dimension.md", "Darker is larger, on one scale", "Darker is more, on one scale", set()),  # a caption
+    ("book/similarity.md", "run.save(table,", "run.save(1 * table,", {"similarity"}),
+    ("profiles/few.yml", "images: 100, others", "images: 101, others", {"similarity"}),
+]
 
 
-def test_what_no_chapter_reads_reruns_no_other(project):
-    def planned():
-        told = snake(project, config=("profile=few",), options=("--dry-run",)).stdout
-        return set(re.findall(r"chapter=(\w+)", told))
-
-    assert planned() == set(chapters())
-    runs, later = project / "_build/runs/few", time.time() + 10
-    runs.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A project of its own library, in which all chapters seem to have run."""
+    project = small_project(tmp_path_factory.mktemp("built") / "project")
+    (project / "lib").unlink()
+    shutil.copytree(ROOT / "lib", project / "lib", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    assert planned(project) == set(chapters())
+    now = time.time()
     for chapter in chapters():
-        (runs / f"{chapter}.ipynb").write_text("{}")
-        os.utime(runs / f"{chapter}.ipynb", (later, later))
-    assert planned() == set()
-    text = project / "book/data.md"
-    text.write_text(text.read_text() + "\n```{code-cell} ipython3\nprint(1)\n```\n")
-    assert planned() == {"data", "costs", "results"}
+        files = [f"_build/runs/few/{chapter}.ipynb", f"_build/runs/few/{chapter}.tsv"]
+        files += [f"_build/results/few/{name}.csv" for name in outputs(chapter).tables]
+        files += [f"_build/results/few/{name}/.snakemake_timestamp" for name in outputs(chapter).folders]
+        for file in files:
+            (project / file).parent.mkdir(parents=True, exist_ok=True)
+            (project / file).write_text("")
+            os.utime(project / file, (now, now))  # in whatever order they were written
+    return project
 
 
-@pytest.mark.slow
-def test_a_chapter_that_fails_is_in_the_book_with_its_error(project):
-    text, middle = project / "book/similarity.md", "## Every head on every data set"
-    cell = '```{code-cell} ipython3\nraise RuntimeError("broken on purpose")\n```\n\n'
-    text.write_text(text.read_text().replace(middle, cell + middle))
-    done = snake(project, config=("profile=tiny",))
+def planned(folder):
+    """The chapters that would run."""
+    done = snake(folder, config=("profile=few",), options=("--dry-run",))
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r": chapter (\w+)", done.stdout + done.stderr))
+
+
+@pytest.mark.parametrize(("file", "old", "new", "expected"), CHANGES)
+def test_a_change_reruns_what_may_depend_on_it(built, tmp_path, file, old, new, expected):
+    project = shutil.copytree(built, tmp_path / "project", symlinks=True)  # with the times of its files
+    assert planned(project) == set()
+    path = project / file
+    data = path.read_bytes()
+    assert old.encode() in data
+    path.write_bytes(data.replace(old.encode(), new.encode(), 1) if old else data + new.encode())
+    found = planned(project)
+    if expected == "all":
+        assert found == set(chapters())
+    else:
+        assert expected <= found
+        assert found <= expected | {other for other in chapters() if expected & {*_before(other)}}
+
+
+def _before(chapter):
+    """All chapters that one waits for, directly or not."""
+    return {*after(chapter), *(far for near in after(chapter) for far in _before(near))}
+
+
+def test_a_table_that_is_gone_is_made_again(built, tmp_path):
+    project = shutil.copytree(built, tmp_path / "project", symlinks=True)
+    (project / "_build/results/few/factors_said.csv").unlink()
+    assert "ground_truth" in planned(project)
+
+
+def test_a_chapter_that_fails_is_named_with_its_notebook_and_others_go_on(project):
+    for name in ("gpu", "tables"):
+        text = project / f"book/{name}.md"
+        cell = '```{code-cell} ipython3\nraise RuntimeError("broken on purpose")\n```\n\n'
+        start = text.read_text().index("```{code-cell} ipython3\n:tags: [hide-input]\n\nrun.card")
+        text.write_text(text.read_text()[:start] + cell * (name == "gpu") + text.read_text()[start:])
+    targets = ["_build/runs/few/gpu.ipynb", "_build/runs/few/speed.ipynb"]
+    done = snake(project, *targets, config=("profile=few",))
     assert done.returncode != 0
-    told = "These chapters failed, and their pages show where: claims intro reproduction similarity"
-    assert told in done.stdout + done.stderr
-    html = project / "_build/html"
-    assert "broken on purpose" in (html / "similarity.html").read_text()
-    assert "run the chapter similarity" in (html / "claims.html").read_text()  # which it reads
-    assert "These chapters" not in (html / "heads.html").read_text()
-    assert not (project / "_build/runs/tiny/similarity.ipynb").exists()  # so that it is run again
+    log = project / "_build/logs/few/gpu.ipynb"
+    assert f"RuntimeError: broken on purpose\nthe notebook up to there is {log}" in done.stdout + done.stderr
+    assert "broken on purpose" in log.read_text()
+    assert [(project / target).is_file() for target in targets] == [False, True]

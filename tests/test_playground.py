@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from edition.alignment_rows import playground_scene
+from conftest import FLAGS, page_functions
 from edition.chapter import Chapter
+from edition.interactive.playground import write_playground
 from edition.pages import chapter_defaults, chapter_path
-from edition.pdf import FLAGS
-from edition.playground import write_playground
 from edition.tasks import Tasks
 from residual.alignment import ResiDual, component_scores, reference_bases, transformed
 from residual.selection import ablate, score_units, select_top
@@ -30,7 +29,14 @@ def played():
     values = chapter_defaults(chapter_path("playground")) | {"encoders": ["mini-openclip"], "tasks": ["shapes-colour"]}
     tasks = Tasks(Chapter("playground", values | {"images": 200, "reference_images": 300, "dataset": "digits"}))
     ((encoder, task),) = tasks.pairs()
-    return tasks, encoder, task, *playground_scene(tasks, encoder, task, SHOWN)
+    return tasks, encoder, task, *shown(tasks, encoder, task, SHOWN)
+
+
+def shown(tasks, encoder, task, count):
+    """The page's scene of so many images, and its presets."""
+    page = page_functions("playground", "trained", "scene_of", section=tasks, run=tasks.run, seed=0, SHOWN=count)
+    scene, chosen = page["scene_of"](encoder, task)
+    return scene, scene.presets(page["trained"](encoder, task), chosen)
 
 
 def expected(tasks, encoder, task):
@@ -43,7 +49,7 @@ def expected(tasks, encoder, task):
     outputs["3 heads, by U"] = ablate(stored, select_top(ranked, 3))
     labels = tasks.run.labels(encoder, task)
     for name, kind in (("ResiDual", "RD"), ("ResiDual, heads alone", "RD*")):
-        aligner = ResiDual(bases := reference_bases(tasks.reference(encoder), kind))
+        aligner = ResiDual(bases := reference_bases(tasks.run.units(encoder), kind))
         scores = {split: component_scores(part, bases) for split, part in units.items()}
         tasks.fit(aligner, encoder, classes, scores, labels, 0)
         outputs[name] = transformed(aligner, scores["test"])
@@ -95,7 +101,7 @@ def test_the_page_computes_them_in_a_browser(played, tmp_path):
 
 def test_a_test_split_with_fewer_images_is_shown_whole(played):
     tasks, encoder, task, *_ = played
-    scene, _ = playground_scene(tasks, encoder, task, 10_000)
+    scene, _ = shown(tasks, encoder, task, 10_000)
     assert len(scene.data) == len(scene.labels) == len(scene.scores) == 200
 
 

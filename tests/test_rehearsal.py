@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from conftest import copy_project
-from edition.forkserver import SHARED
 from edition.pages import chapter_defaults, chapter_path, project_root
 from hub_server import Hub
-from residual.data.hub.catalogue import catalogue
-from residual.encoders.names import MINI, PAPER
+from miniature import WEIGHTS
+from residual.data.catalogue import catalogue
+from residual.encoders.names import PAPER
 from test_hub import write_tar
 
 ROOT = project_root()
@@ -94,16 +94,15 @@ def served(tmp_path_factory):
     project = copy_project(folder / "le projet")
     paper = yaml.safe_load((ROOT / "profiles/paper.yml").read_text())
     (project / "profiles/rehearsal.yml").write_text(yaml.safe_dump(rehearsal(paper)))
-    repos = write_sets(folder / "sets") | {PAPER[name].id: MINI / own for name, own in STANDINS.items()}
+    repos = write_sets(folder / "sets") | {PAPER[name].id: WEIGHTS / own for name, own in STANDINS.items()}
     with Hub(repos).serving() as server:
         own = {"HF_ENDPOINT": server.address, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
-        own[SHARED] = ""  # the tests' server has read its own HF_ variables already
         yield project, os.environ | own
 
 
 def start(project: Path, env: dict[str, str], *, log: Path) -> subprocess.Popen:
-    alone = [sys.executable, "lib/edition/alone.py", "_build/.lock", sys.executable, "-m", "snakemake", "--nolock"]
-    command = [*alone, "--rerun-incomplete", "--cores", "2", "--config", "profile=rehearsal", "units=1"]
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--cores", "2"]
+    command += ["--rerun-triggers", "mtime", "input", "--config", "profile=rehearsal", "units=1"]
     with log.open("w") as file:
         return subprocess.Popen(
             command, cwd=project, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

@@ -8,7 +8,7 @@ from IPython.display import Markdown
 
 from edition.reproduction import TOLERANCES, beside, check_base, compare, published_name, ranks, tally
 from edition.results import published
-from residual.data.hub.catalogue import catalogue
+from residual.data.catalogue import catalogue
 
 
 def test_every_published_data_set_is_in_the_catalogue():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
 
-from residual.tensors import cache_key, code_key
+from residual.tensors import cache_key
 
 HEAVY = {"transformers", "open_clip", "datasets", "sklearn", "skimage", "matplotlib", "pandas"}
 
@@ -30,8 +29,10 @@ def loaded(statement: str) -> set[str]:
         ("from residual import load_dataset; load_dataset('digits', 'test')", HEAVY - {"sklearn", "pandas"}),
         ("from residual import load_encoder; load_encoder('mini-vit')", {"open_clip", "datasets"}),
         ("from residual import extract, load_units", HEAVY),
-        ("import edition.pages, residual.files, residual.encoders.names", HEAVY | {"torch"}),
-        ("import edition.run, edition.execute", HEAVY - {"pandas"} | {"torch"}),
+        ("import edition.pages, residual.files, residual.encoders.names, miniature", HEAVY | {"torch"}),
+        ("import edition.inputs, edition.build", HEAVY | {"torch"}),
+        ("import edition.run", HEAVY - {"pandas"} | {"torch"}),
+        ("import edition.chapter", {"torch", "transformers", "open_clip", "datasets"}),
     ],
 )
 def test_an_import_brings_in_only_what_it_needs(statement, absent):
@@ -45,28 +46,16 @@ def test_public_names_are_all_there():
     assert all(getattr(residual, name) is not None for name in residual.__all__)
 
 
-def function(source: str) -> types.ModuleType:
-    module = types.ModuleType("f")
-    module.source = source
-    return module
-
-
-SOURCES = {
-    "plain": "def f(x):\n    return x + 1\n",
-    "documented": 'def f(x):\n    """What f does."""\n    # a reason\n    return x + 1\n',
-    "documented otherwise": 'def f(x):\n    """Something else."""\n\n    return (x + 1)\n',
-    "changed": "def f(x):\n    return x + 2\n",
-}
-
-
-def test_a_code_key_changes_with_what_code_does_and_not_with_its_docstrings(monkeypatch):
-    monkeypatch.setattr("residual.tensors.inspect.getsource", lambda part: part.source)
-    keys = {name: code_key.__wrapped__(function(source)) for name, source in SOURCES.items()}
-    assert len({keys[name] for name in ("plain", "documented", "documented otherwise")}) == 1
-    assert keys["changed"] != keys["plain"]
-
-
 def test_a_cache_key_changes_with_every_fact():
     assert len({cache_key(1, "a"), cache_key(2, "a"), cache_key(1, "b"), cache_key(1, "a", None)}) == 4
     assert cache_key(1, 23) != cache_key(12, 3)
     assert cache_key(torch.zeros(2, 3)) != cache_key(torch.zeros(3, 2))
+
+
+def test_an_installed_source_brings_encoders_data_sets_and_words():
+    from residual.sources import drawn_sets, encoder_folders, sources
+
+    assert "mini-clip" in encoder_folders()
+    assert encoder_folders()["mini-clip"].is_dir()
+    assert {"shapes", "reference"} <= set(drawn_sets())
+    assert len(list(sources()[0].descriptions())) > 1000

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import page_functions
 from edition.chapter import Chapter
 from edition.pages import chapter_defaults, chapter_path
-from edition.selection_rows import group_rows
 from edition.tasks import Tasks
 from residual import extract, trace
 from residual.data.dataset import Dataset
@@ -140,9 +140,13 @@ def test_groups_of_units_add_up_to_the_encoder():
     values = chapter_defaults(chapter_path("selection")) | {"encoders": ["mini-openclip"], "tasks": ["digits"]}
     tasks = Tasks(Chapter("selection", values | {"images": 100, "reference_images": 100, "dataset": "digits"}))
     ((encoder, task),) = tasks.pairs()
-    rows = {(group, layer): accuracy for group, layer, accuracy, _ in group_rows(tasks, encoder, task)}
-    assert rows["up to a layer", encoder.layers - 1] == tasks.base(encoder, task)[0]
     units = tasks.run.units(encoder, "digits", "test")
+    page = page_functions("selection", "of_layer", "groups_of")
+    rows = {
+        (group, layer): tasks.accuracy(encoder, task, outputs.float())[0]
+        for group, layer, outputs in page["groups_of"](units)
+    }
+    assert rows["up to a layer", encoder.layers - 1] == tasks.base(encoder, task)[0]
     heads = tasks.accuracy(encoder, task, ablate(units, torch.ones(units.head_grid, dtype=torch.bool)))
     assert rows["heads", -1] == heads[0]
     assert len(rows) == 2 * encoder.layers + 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 import subprocess
@@ -12,13 +11,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import axe_playwright_python
-import pandas as pd
 import pytest
 from filelock import FileLock
 from playwright.sync_api import sync_playwright
 
+from conftest import FLAGS
 from edition.pages import chapter_path, chapters, project_root
-from edition.pdf import FLAGS, PDFError, write_pdf
 
 ROOT = project_root()
 CHAPTERS = [chapter_path(name) for name in chapters()]
@@ -44,7 +42,7 @@ def site():
     target = "_build/site/tiny/_build/html/index.html"
     (ROOT / "_build").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "snakemake", target, "--quiet", "rules", "--cores", "all", "--rerun-incomplete"]
-    command += ["--nolock", "--config", "profile=tiny"]
+    command += ["--nolock", "--rerun-triggers", "mtime", "input", "--config", "profile=tiny"]
     with FileLock(ROOT / "_build/.tiny.lock"):  # another process of tests may be building it
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -69,12 +67,10 @@ def test_tables_are_numbered_as_tables_and_files_of_numbers_are_there(site):
     assert re.search(r'id="tab-selection".*?<span class="caption-number">Table \d+ </span>', page, re.DOTALL)
     assert re.search(r'id="fig-by-k".*?<span class="caption-number">Fig. \d+ </span>', page, re.DOTALL)
     assert re.search(r'<span class="std std-numref">Table \d+</span>', (site / "zoo.html").read_text())
-    links = re.findall(r'href="(results/[^"]+\.csv)"', page)
-    assert "results/unit_selection.csv" in links
-    assert all((site / link).stat().st_size > 20 for link in links)
     listed = re.findall(r'href="(results/[^"]+\.csv)"', (site / "results.html").read_text())
-    assert set(links) <= set(listed)
-    assert all((site / link).is_file() for link in listed)
+    assert "results/unit_selection.csv" in listed
+    assert len(listed) > 50
+    assert all((site / link).stat().st_size > 20 for link in listed)
     assert ".svg" in page
     assert "supported by" in page
 
@@ -191,24 +187,6 @@ def test_heads_in_tables_link_to_the_explorer_and_long_tables_sort(site, page):
 
 
 @in_a_browser
-def test_a_map_shows_the_value_under_the_pointer(site, page):
-    page.goto((site / "ground_truth.html").as_uri())
-    image = page.locator("img[data-values]").first
-    panel = json.loads(image.get_attribute("data-values"))[0]
-    shares = pd.read_csv(ROOT / "_build/results/tiny/factors_heads.csv").query("model == 'mini-openclip'")
-    expected = shares.pivot(index="factor", columns=["layer", "head"], values="share").loc[panel["rows"]]
-    assert [[float(value) for value in row] for row in panel["values"]] == expected.round(2).to_numpy().tolist()
-    image.scroll_into_view_if_needed()
-    box, (left, top, right, bottom) = image.bounding_box(), panel["box"]
-    row, column = 1, 2 * 6 + 3  # the second factor, L2.H3
-    across = left + (right - left) * (column + 0.5) / len(panel["columns"])
-    down = top + (bottom - top) * (row + 0.5) / len(panel["rows"])
-    page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
-    told = f"{panel['rows'][row]}, L2.H3: {expected.iloc[row, column]:.2f}"
-    assert page.locator(".value-tip:visible").inner_text() == told
-
-
-@in_a_browser
 def test_a_table_whose_cells_span_rows_gives_a_file_of_whole_lines(site, page):
     page.goto((site / "semantics.html").as_uri())
     address = page.locator("figure#tab-words-1 a", has_text="data (CSV)").get_attribute("href")
@@ -227,39 +205,10 @@ def test_an_address_that_names_no_head_says_so(site, page):
 
 
 @in_a_browser
-def test_code_links_to_its_source_and_search_finds_a_table(site, page):
-    page.goto((site / "selection.html").as_uri())
-    page.get_by_role("button", name="Show all code").click()
-    page.locator("a.source", has_text="selection_rows").first.click()
-    assert re.search(r"source/edition\.\w+\.html#L\d+$", page.url)
-    line = page.url.rpartition("#")[2]
-    assert "def selection_rows" in page.locator(f"#{line}").evaluate("anchor => anchor.parentElement.textContent")
-    page.goto((site / "search.html").as_uri() + "?q=Table+2")
-    found = page.locator("#phrase-results li", has_text="The data").first
-    assert re.search(r"Table 2 The data sets", found.inner_text())
-    assert not page.wrong
-
-
-@in_a_browser
-def test_the_book_prints_as_one_pdf_with_references(site, tmp_path):
-    """Its parts link to one another, and no link leads to a file."""
-    out = write_pdf(site.parents[1], tmp_path / "book.pdf")
-    text = out.read_bytes()
-    assert text.startswith(b"%PDF")
-    assert text.count(b"/Type /Page") > 60
-    one = (site.parent / "singlehtml/intro.html").read_text()
-    one = one[one.index("<article") : one.index("</article>")]
-    assert one.count('href="#') > 200
-    targets = set(re.findall(r'href="#([^"]+)"', one))
-    assert targets - set(re.findall(r'\bid="([^"]+)"', one)) <= {"tab-tuned"}  # this profile tunes nothing
-    assert len([target for target in targets if target.startswith("work-")]) > 20
-    assert not re.findall(r'<a [^>]*href="(?!#|https?:|mailto:)[^"]*"', one)
-
-
-def test_without_a_browser_printing_says_what_is_missing(tmp_path, monkeypatch):
-    with pytest.raises(PDFError, match="run make book first"):
-        write_pdf(tmp_path, tmp_path / "book.pdf")
-    (tmp_path / "_toc.yml").touch()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PDFError, match="apt-get install chromium"):
-        write_pdf(tmp_path, tmp_path / "book.pdf")
+def test_the_book_prints_as_one_pdf(site, tmp_path):
+    """As the Makefile does."""
+    book = Path(sys.executable).with_name("jupyter-book")
+    subprocess.run([book, "build", "--quiet", "--builder", "singlehtml", site.parents[1]], check=True)
+    out, page = tmp_path / "book.pdf", site.parent / "singlehtml/intro.html"
+    subprocess.run([CHROMIUM, "--headless", *FLAGS, f"--print-to-pdf={out}", page.as_uri()], check=True, timeout=180)
+    assert out.read_bytes().count(b"/Type /Page") > 60

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from edition.forkserver import SHARED
 from residual import load_units
 
 SBATCH = """#!{python}
@@ -56,7 +55,7 @@ def cluster(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text.format(python=sys.executable, folder=str(tmp_path)))
         path.chmod(0o755)
-    return tmp_path, os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", SHARED: ""}
+    return tmp_path, os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
 
 def submit(folder: Path, env: dict[str, str], *words: str) -> subprocess.Popen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -176,23 +175,6 @@ def test_an_incomplete_folder_is_not_opened(encoder, dataset, tmp_path, monkeypa
     (folder,) = tmp_path.iterdir()
     with pytest.raises(StoreError, match="32 of 70 images"):
         load_units(folder)
-
-
-@pytest.mark.parametrize("change", [{"count": 71}, {"encoder": "other"}, {"frames": ""}, {"rows": 15}])
-def test_an_altered_manifest_is_not_trusted(encoder, dataset, tmp_path, caplog, change):
-    stored = extract(encoder, dataset, root=tmp_path, **OPTIONS)
-    before, path = contents(stored.folder), stored.folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    if "rows" in change:
-        manifest["shards"][0]["rows"], manifest["shards"][1]["rows"] = 15, 17
-    else:
-        manifest |= change
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(StoreError, match="run extract again"):
-        load_units(stored.folder)
-    extract(encoder, dataset, root=tmp_path, **OPTIONS)
-    assert "altered" in caplog.text
-    assert contents(stored.folder) == before
 
 
 def test_infinite_outputs_are_not_stored(encoder, dataset, tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -82,49 +80,25 @@ def test_where_no_rate_lowers_the_loss_the_smallest_is_taken_and_told(monkeypatc
     assert not caplog.text
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
-    train, validation = hidden_classes(0), hidden_classes(1)
-    whole, part = LinearAligner(16), LinearAligner(16)
-    expected = fit(whole, train, validation, CLASSES, rate=1e-3)
-    keep, calls = training._save, itertools.count(1)
-    monkeypatch.setattr(training, "PAUSE", 0.0)
-
-    def stop_after_three(*args):
-        keep(*args)
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "_save", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        fit(part, train, validation, CLASSES, rate=1e-3, checkpoint=tmp_path)
-    resumed = LinearAligner(16)
-    assert fit(resumed, train, validation, CLASSES, rate=1e-3, checkpoint=tmp_path) == expected
-    assert next(calls) == len(expected.accuracies) + 2  # three before, the rest after, and what came out
-    assert resumed.weight.equal(whole.weight)
-    other = fit(LinearAligner(16), train, validation, CLASSES, rate=1e-3, seed=1, checkpoint=tmp_path)
-    assert other != expected
-    assert len(list(tmp_path.glob("*.pt"))) == 2  # neither is lost
-
-
 def test_a_training_that_ended_is_not_repeated(tmp_path, monkeypatch):
     train, validation = hidden_classes(0), hidden_classes(1)
     first = LinearAligner(16)
-    expected = fit(first, train, validation, CLASSES, checkpoint=tmp_path)
+    expected = fit(first, train, validation, CLASSES, cache=tmp_path)
     monkeypatch.setattr(training, "find_rate", None)
     monkeypatch.setattr(training, "AdamWScheduleFree", None)
     again = LinearAligner(16)
-    assert fit(again, train, validation, CLASSES, checkpoint=tmp_path) == expected
+    assert fit(again, train, validation, CLASSES, cache=tmp_path) == expected
     assert again.weight.equal(first.weight)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: data[:-500] + b"\1" + data[-499:]])
-def test_a_damaged_checkpoint_is_told_and_trained_anew(tmp_path, caplog, damage):
+def test_a_damaged_file_is_told_and_trained_anew(tmp_path, caplog, damage):
     train = hidden_classes(0)
-    fit(LinearAligner(16), train, train, CLASSES, rate=1e-2, checkpoint=tmp_path)
-    (path,) = tmp_path.glob("*.pt")
+    fit(LinearAligner(16), train, train, CLASSES, rate=1e-2, cache=tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(damage(path.read_bytes()))
-    assert fit(LinearAligner(16), train, train, CLASSES, rate=1e-2, checkpoint=tmp_path).accuracy > 0.9
-    assert "is damaged; starting over" in caplog.text
+    assert fit(LinearAligner(16), train, train, CLASSES, rate=1e-2, cache=tmp_path).accuracy > 0.9
+    assert "training again" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -143,11 +117,21 @@ def test_a_task_that_makes_no_sense_is_refused(labels, classes, message):
         fit(LinearAligner(16), (inputs, labels), (inputs, truth), classes)
 
 
-def test_a_checkpoint_of_other_inputs_or_another_schedule_is_not_taken_up(tmp_path, monkeypatch):
+def test_a_change_of_any_row_is_another_training(tmp_path):
+    train, validation = ((outputs.repeat(5, 1), labels.repeat(5)) for outputs, labels in map(hidden_classes, (0, 1)))
+    fit(LinearAligner(16), train, validation, CLASSES, rate=1e-3, cache=tmp_path)
+    for row in (1, 1501, 2999):
+        other = train[0].clone()
+        other[row, 3] += 1e-3
+        fit(LinearAligner(16), (other, train[1]), validation, CLASSES, rate=1e-3, cache=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+def test_a_training_of_other_inputs_or_another_schedule_is_not_taken(tmp_path, monkeypatch):
     train, validation = hidden_classes(0), hidden_classes(1)
 
     def run(*splits):
-        fit(LinearAligner(16), *splits, CLASSES, rate=1e-3, checkpoint=tmp_path)
+        fit(LinearAligner(16), *splits, CLASSES, rate=1e-3, cache=tmp_path)
 
     run(train, validation)
     run(train, (validation[0] + 1, validation[1]))
@@ -156,7 +140,7 @@ def test_a_checkpoint_of_other_inputs_or_another_schedule_is_not_taken_up(tmp_pa
     run((late, train[1]), validation)
     monkeypatch.setattr(training, "PATIENCE", 2)
     run(train, validation)
-    assert len(list(tmp_path.glob("*.pt"))) == 4
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
 @pytest.mark.parametrize("family", ["openclip", "blip", "clip"])

@@ -14,18 +14,17 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from conftest import interrupt_at
-from residual import load_dataset, load_encoder
+from miniature import ENCODERS, WEIGHTS
+from miniature.__main__ import main
 from miniature.emoji import load_artwork, vocabulary
 from miniature.scenes import BACKDROPS, COLOURS, sample_scenes
-from residual.encoders.names import EMBEDDED, MINI
-from residual.selection import class_encodings, encode_images, knn_accuracy, zero_shot_accuracy
-from zoo.__main__ import main
 from miniature.training.batches import Batches, Renderer, build_tokenizer
 from miniature.training.captions import STYLE_WORDS, load_concepts, write_captions
 from miniature.training.objectives import Batch, Contrast, assignments, contrastive_loss, distillation_loss
 from miniature.training.recipes import OUTPUT, RECIPES, build_encoder
-from zoo.studies import STUDIES, measure, study_recipe
 from miniature.training.train import _Run, _seen, train
+from residual import load_dataset, load_encoder
+from residual.selection import class_encodings, encode_images, knn_accuracy, zero_shot_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -155,27 +154,6 @@ def test_a_batch_drawn_by_another_process_is_the_same(name, npm, artwork):
     assert len(render(here).images) == len(here.rows) * len(here.views)
 
 
-def test_every_study_changes_one_thing_that_the_recipe_has():
-    base = study_recipe("nothing changed")
-    for name, change in STUDIES.items():
-        changed = {
-            f.name for f in dataclasses.fields(base) if getattr(study_recipe(name), f.name) != getattr(base, f.name)
-        }
-        assert changed == set(change)
-        assert len(change) <= 1
-
-
-def test_measuring_an_encoder_describes_every_head_and_task(monkeypatch):
-    monkeypatch.setattr("zoo.studies.load_dataset", lambda name, split: load_dataset(name, split, count=150))
-    monkeypatch.setattr("zoo.studies.TASKS", ("digits",))
-    heads, tasks = measure(MINI / "mini-vit")
-    assert len(heads) == 12 * 6
-    assert heads[["linear_id", "twonn_id", "evr1"]].gt(0).all(axis=None)
-    assert heads[["backdrop", "colour", "size", "position", "class"]].le(1).all(axis=None)
-    assert heads["class"].max() > 0.5  # mini-vit names emoji
-    assert list(tasks["task"]) == ["digits"]
-
-
 def test_assignments_use_all_prototypes_alike():
     logits = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)) + torch.arange(16) / 8
     assigned = assignments(logits, temperature=1.0, rounds=50)
@@ -232,14 +210,14 @@ def test_encoders_without_words_know_emoji_better_than_random_weights(name):
 
 
 def test_the_embedded_weights_are_small_in_half_precision_and_described():
-    files = [path for name in RECIPES for path in (MINI / name).iterdir()]
-    assert set(EMBEDDED) == set(RECIPES)
+    files = [path for name in RECIPES for path in (WEIGHTS / name).iterdir()]
+    assert set(ENCODERS) == set(RECIPES)
     assert max(path.stat().st_size for path in files) < 13e6
     assert sum(path.stat().st_size for path in files) < 60 * 2**20
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert len(weights) == 5
     assert {value.dtype for path in weights for value in load_file(path).values()} == {torch.float16}
     for name, recipe in RECIPES.items():
-        card = (MINI / name / "README.md").read_text()
+        card = (WEIGHTS / name / "README.md").read_text()
         assert all(word in card for word in ("Limits", f"{recipe.steps:,} steps", f"seed {recipe.seed}", name))
-        assert (MINI / name / "training.csv").read_text().splitlines()[-1].startswith(f"{recipe.steps},")
+        assert (WEIGHTS / name / "training.csv").read_text().splitlines()[-1].startswith(f"{recipe.steps},")

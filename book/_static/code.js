@@ -7,9 +7,9 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".cell_output tbody th").forEach(head => { head.scope = "row"; });
   document.querySelectorAll(".cell_output table").forEach(makeSortable);
   document.querySelectorAll(".cell_output table, .cell_output img").forEach(makeScrollable);
-  document.querySelectorAll("img[data-values]").forEach(showValues);
+  document.querySelectorAll("div.cell_input pre, div.highlight pre").forEach(code => { code.tabIndex = 0; }); // it may scroll
+  document.querySelectorAll(".citation-list[role]").forEach(list => list.removeAttribute("role")); // its entries are no items
   linkHeads();
-  if (window.pageTexts) addPhrases(document.getElementById("search-results"));
 });
 
 // One switch for the folded code of a page, which other pages remember.
@@ -151,52 +151,4 @@ function compareCells(a, b) {
   const [x, y] = [a, b].map(cell => parseFloat(cell.textContent.replace(/[,\s]/g, "").replace("−", "-")));
   if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a.textContent.localeCompare(b.textContent);
   return x - y;
-}
-
-// Pages with the very words of a search come first, with the text around them: Sphinx's own search knows no phrases, and
-// cannot read texts from files.
-function addPhrases(results) {
-  const query = (new URLSearchParams(location.search).get("q") || "").trim();
-  if (!query) return;
-  const phrase = new RegExp("(?<![\\p{L}\\p{N}])" + query.replace(/[.*+?^${}()|[\]\\]/g, "\\$&") + "(?![\\p{L}\\p{N}])", "iu");
-  const list = document.createElement("ul");
-  list.id = "phrase-results";
-  for (const [page, text] of Object.entries(window.pageTexts)) {
-    const at = text.search(phrase);
-    if (at < 0) continue;
-    const link = Object.assign(document.createElement("a"), { href: page, textContent: text.split(" #")[0] });
-    const context = Object.assign(document.createElement("p"), { textContent: `… ${text.slice(Math.max(0, at - 80), at + 160)} …` });
-    const item = document.createElement("li");
-    item.append(link, context);
-    list.append(item);
-  }
-  if (!list.children.length) return;
-  results.before(Object.assign(document.createElement("h2"), { textContent: "Pages with these words" }), list);
-  const listed = new Set([...list.querySelectorAll("a")].map(link => link.getAttribute("href")));
-  new MutationObserver(() => results.querySelectorAll("li > a").forEach(link => {
-    if (listed.has(link.getAttribute("href").split(/[#?]/)[0])) link.parentElement.hidden = true;
-  })).observe(results, { childList: true, subtree: true });
-}
-
-// The value of a map's cell under the pointer, or under a finger.
-function showValues(image) {
-  const panels = JSON.parse(image.dataset.values), tip = Object.assign(document.createElement("div"), { className: "value-tip", hidden: true });
-  document.body.append(tip);
-  const show = event => {
-    const frame = image.getBoundingClientRect(), style = getComputedStyle(image), inner = side => parseFloat(style["padding" + side]);
-    const x = (event.clientX - frame.left - inner("Left")) / (frame.width - inner("Left") - inner("Right"));
-    const y = (event.clientY - frame.top - inner("Top")) / (frame.height - inner("Top") - inner("Bottom"));
-    const panel = panels.find(({ box: [left, top, right, bottom] }) => x >= left && x < right && y >= top && y < bottom);
-    tip.hidden = !panel;
-    if (!panel) return;
-    const [left, top, right, bottom] = panel.box;
-    const row = Math.floor((y - top) / (bottom - top) * panel.rows.length), column = Math.floor((x - left) / (right - left) * panel.columns.length);
-    tip.textContent = `${panel.rows[row]}, ${panel.columns[column]}: ${panel.values[row][column]}`;
-    tip.style.left = Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 4) + "px";
-    tip.style.top = event.clientY + 16 + "px";
-  };
-  image.addEventListener("pointermove", show);
-  image.addEventListener("click", show);
-  image.addEventListener("pointerleave", event => { if (event.pointerType !== "touch") tip.hidden = true; });
-  document.addEventListener("click", event => { if (event.target !== image) tip.hidden = true; });
 }

@@ -52,7 +52,9 @@ def lock(path: os.PathLike[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edition.build", description=__doc__, allow_abbrev=False)
-    parser.add_argument("profile", nargs="?", default="mini", help="a file of parameters, or the name of one in profiles/")
+    parser.add_argument(
+        "profile", nargs="?", default="mini", help="a file of parameters, or the name of one in profiles/"
+    )
     parser.add_argument("--device", help="where chapters compute, such as cuda")
     parser.add_argument("--units", action="store_true", help="extract everything, and run no chapter")
     args, more = parser.parse_known_args(arguments)

@@ -119,7 +119,7 @@ class Chapter:
         return {split: data.factors[factor].values if factor else data.labels for split, data in splits.items()}
 
     def save(self, table: pd.DataFrame, name: str) -> None:
-        """Write a tidy table to <name>.csv in the folder of results. Raises KeyError where results.yml does not list it."""
+        """Write a tidy table to <name>.csv in the folder of results. Raises KeyError for one not in results.yml."""
         if name not in results.outputs(self.name).tables:
             raise KeyError(f"results.yml does not list {name} among the tables of {self.name}")
         self.folder.mkdir(parents=True, exist_ok=True)

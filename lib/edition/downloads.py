@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from edition.inputs import Extraction
 from edition.pages import ParameterError
-from residual.data.hub.catalogue import catalogue
+from residual.data.catalogue import catalogue
 from residual.data.names import is_at_hand
 from residual.encoders.names import needs_no_hub, weights_repo
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
 from miniature import NOISE, counts, fourteen
-from residual.data.hub.catalogue import catalogue
+from residual.data.catalogue import catalogue
 from residual.data.names import SPLITS, split_task
 from residual.encoders.names import SHIPPED, needs_no_hub, split_tag
 from residual.files import file_name

@@ -30,7 +30,7 @@ from residual.units import trace
 
 @dataclass(frozen=True)
 class Cost:
-    """Of an encoder: operations, bytes of coordinates and of outputs per image; bytes of moments per shard, of weights."""
+    """Of an encoder: operations, and bytes of coordinates and of outputs, per image; bytes of moments per shard."""
 
     flops: float
     coordinates: int
@@ -112,21 +112,21 @@ def plan(profile: Path, speed: Callable[[Extraction], float]) -> dict[str, Any]:
 
 def shown(result: dict[str, Any]) -> str:
     """The plan as a reader sees it."""
-    rows = pd.DataFrame(result["jobs"])
-    left, known = rows[~rows["done"]], rows["flops"].notna()
-    sums = left[["images", "flops", "hours", "bytes"]].sum()
+    rows, giga = pd.DataFrame(result["jobs"]), 1e9
+    sums = rows.loc[~rows["done"], ["images", "flops", "hours", "bytes"]].sum()
+    table = rows.assign(TFLOP=rows["flops"] / 1e12, GB=rows["bytes"] / giga).drop(columns=["flops", "bytes"])
     items = pd.DataFrame.from_dict(result["downloads"], orient="index", columns=["bytes", "kept", "gated", "there"])
-    missing = items.loc[~items["there"].astype(bool), ["bytes", "kept"]].sum() / 1e9
-    scaled = rows.assign(TFLOP=rows["flops"] / 1e12, GB=rows["bytes"] / 1e9)[["job", "images", "TFLOP", "hours", "GB", "done"]]
+    items[["bytes", "kept"]] = items[["bytes", "kept"]].astype(float) / giga
+    missing, free = items[~items["there"].astype(bool)], shutil.disk_usage(project_root()).free / giga
     return "\n".join([
-        scaled.to_string(index=False, float_format="{:,.2f}".format, na_rep="?"), "",
-        "downloads, in GB:" if len(items) else "downloads: none",
-        (items.assign(bytes=items["bytes"] / 1e9, kept=items["kept"] / 1e9).to_string(na_rep="?") if len(items) else ""),
-        f"{len(rows)} extractions, {rows['done'].sum()} of them there, {(~known).sum()} of unknown size",
-        f"to do: {sums['images']:,.0f} images, {sums['flops'] / 1e15:,.1f} PFLOP, about {sums['hours']:,.1f} hours, one "
-        "after the other",
-        f"to download: {missing['bytes']:,.1f} GB, {missing['kept']:,.1f} GB on disk, as `datasets` keeps two copies",
-        f"to store: {sums['bytes'] / 1e9:,.1f} GB; free here: {shutil.disk_usage(project_root()).free / 1e9:,.1f} GB",
+        table.to_string(index=False, float_format="{:,.2f}".format, na_rep="?"), "",
+        f"downloads, in GB:\n{items.to_string(na_rep='?')}\n" if len(items) else "downloads: none",
+        f"{len(rows)} extractions, {rows['done'].sum()} of them there, {rows['flops'].isna().sum()} of unknown size",
+        f"to do: {sums['images']:,.0f} images, {sums['flops'] / 1e15:,.1f} PFLOP, about {sums['hours']:,.1f} hours, "
+        "one after the other",
+        f"to download: {missing['bytes'].sum():,.1f} GB, {missing['kept'].sum():,.1f} GB on disk, as `datasets` "
+        "keeps two copies",
+        f"to store: {sums['bytes'] / giga:,.1f} GB; free here: {free:,.1f} GB",
         "Hours are of extraction alone; decoding images, training and analysis come on top.",
     ])  # fmt: skip
 

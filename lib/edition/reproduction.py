@@ -11,7 +11,7 @@ from pandas.io.formats.style import Styler
 
 from edition.tables import styled
 from miniature import NOISE
-from residual.data.hub.catalogue import catalogue
+from residual.data.catalogue import catalogue
 
 # How much a cell may differ, absolute and relative, in addition to two standard errors of ours. The paper rounds to two
 # digits, and does not say which 80,000 images it took or how TwoNN treats outliers.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from edition.pages import chapters, project_root
+from edition.pages import project_root
 
 LIBRARIES = ("residual", "torch", "open_clip_torch", "transformers", "scikit-learn", "numpy")
 
@@ -55,29 +55,9 @@ def read_table(path: Path, *, chapter: str) -> pd.DataFrame:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the chapter {chapter} again") from error
 
 
-def saved_tables(folder: Path) -> pd.DataFrame:
-    """Every table in a folder of results: chapter, table, what a row is, rows and columns."""
-    rows = []
-    for chapter in chapters():
-        for name, about in outputs(chapter).tables.items():
-            if (path := folder / f"{name}.csv").is_file():
-                table = read_table(path, chapter=chapter)
-                rows.append((chapter, name, about, len(table), ", ".join(table.columns)))
-    return pd.DataFrame(rows, columns=["chapter", "table", "a row is", "rows", "columns"])
-
-
-def explained_columns() -> pd.DataFrame:
-    return pd.DataFrame(_explanations()["columns"].items(), columns=["column", "what it is"])
-
-
-def costs(profile: str) -> pd.DataFrame:
-    """Minutes, CPU minutes and memory of each chapter of the book's run, in its order, as Snakemake measured them."""
-    rows = {}
-    for chapter in chapters():
-        if (path := project_root() / f"_build/runs/{profile}/{chapter}.tsv").is_file():
-            cost = pd.read_csv(path, sep="\t", na_values="-").iloc[-1]
-            rows[chapter] = cost["s"] / 60, cost["cpu_time"] / 60, cost["max_rss"] * 2**20 / 1e9
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["minutes", "CPU minutes", "GB"])
+def columns() -> dict[str, str]:
+    """What columns are whose names do not say all."""
+    return _explanations()["columns"]
 
 
 def run_card(seconds: float, facts: dict[str, Any]) -> pd.DataFrame:

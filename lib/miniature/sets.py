@@ -26,26 +26,8 @@ from miniature.emoji import GROUP_WORDS, Emoji, load_artwork, vocabulary
 from miniature.numerals import FONTS, draw_numeral
 from miniature.photographs import PHOTOGRAPHS, draw_tiles, photo_crops, photo_tiles
 from miniature.reference import draw_emoji, pick_drawings, pick_grounds
-from miniature.scenes import (
-    BACKDROPS,
-    COLOURS,
-    RENDERED,
-    RESTYLES,
-    Scene,
-    draw_scenes,
-    joined,
-    restyle,
-    to_bytes,
-)
-from miniature.shapes import (
-    BACKGROUNDS,
-    HUES,
-    PATTERNS,
-    SHAPES,
-    ShapeScene,
-    combination_names,
-    draw_shapes,
-)
+from miniature.scenes import BACKDROPS, COLOURS, RENDERED, RESTYLES, Scene, draw_scenes, joined, restyle, to_bytes
+from miniature.shapes import BACKGROUNDS, HUES, PATTERNS, SHAPES, ShapeScene, combination_names, draw_shapes
 from miniature.splits import balanced, divide, seed_of
 from miniature.textures import TEXTURES, draw_textures
 from residual.data.dataset import Dataset, Factor

@@ -164,9 +164,7 @@ def _record(folder: Path, manifest: Manifest, **changes: object) -> Manifest:
     return manifest
 
 
-def _fill(
-    folder: Path, manifest: Manifest, encoder: Encoder, data: Dataset, options: _Options, progress: bool
-) -> None:
+def _fill(folder: Path, manifest: Manifest, encoder: Encoder, data: Dataset, options: _Options, progress: bool) -> None:
     """Extract the shards that are missing, one after another."""
     done = {shard.file: shard for shard in manifest.shards}
     label = f"{encoder.name} on {data.name}/{data.split}"

@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from residual import dimension, spectrum, store
 from residual.data.dataset import Factor
 from residual.dimension import FEWEST, pca_dimension, subsampling_error, two_nn
+from residual.files import write_bytes
 from residual.pursuit import Pursuit, omp, somp_in_basis, textspan_from_moments
 from residual.spectrum import Moments, isometry, pca_from_moments
-from residual.files import write_bytes
 from residual.store import Manifest, StoredUnits
 from residual.tensors import cache_key
 

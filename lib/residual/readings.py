@@ -1,7 +1,7 @@
 """The authors' code where it differs from the paper's text, or speaks where the text is silent: how it trains.
 
-What it computes otherwise is beside what the text says, under `reading="code"`: U and U|T in `selection`. Its maps of RD
-and RD_Y are computed on the page *Text and code*.
+What it computes otherwise is beside what the text says, under `reading="code"`: U and U|T in `selection`. Its maps of
+RD and RD_Y are computed on the page *Text and code*.
 """
 
 from __future__ import annotations

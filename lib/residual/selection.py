@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -37,24 +37,22 @@ def encode_texts(encoder: Encoder, texts: Sequence[str], *, batch: int = 256) ->
 
 
 @torch.no_grad()
-def class_encodings(
-    encoder: Encoder, dataset: Dataset, *, encode: Callable[[Encoder, Sequence[str]], Tensor] = encode_texts
-) -> Float[Tensor, "c d"]:
+def class_encodings(encoder: Encoder, dataset: Dataset) -> Float[Tensor, "c d"]:
     """One direction for each class, on the CPU: the normalised mean over templates of normalised text encodings.
 
-    encode: how prompts are encoded, for example by a function that keeps encodings on disk.
     Where names repeat, as two of ImageNet's do, classes have equal directions, and the first of them is always chosen.
     Raises ValueError for an encoder without a text tower, and a single class.
     """
     if len(dataset.classes) < 2:
         raise ValueError(f"{dataset.name} has one class, {dataset.classes[0]!r}; classification needs at least two")
-    if repeated := sorted({name for name in dataset.classes if dataset.classes.count(name) > 1}):
-        lost = _indistinct(dataset) / len(dataset)
+    said = dataset.prompts()[:: len(dataset.templates)]
+    if repeated := sorted({name for name, own in zip(dataset.classes, said, strict=True) if said.count(own) > 1}):
+        later = torch.tensor([said.index(own) != label for label, own in enumerate(said)])
         log.warning(
             "%s: class names %s repeat, and their classes cannot be told apart; at most %.1f %% of the images can be "
-            "right", dataset.name, repeated[:5], 100 * (1 - lost),
+            "right", dataset.name, repeated[:5], 100 * (1 - later[dataset.labels].double().mean()),
         )  # fmt: skip
-    encodings = encode(encoder, dataset.prompts()).unflatten(0, (-1, len(dataset.templates)))
+    encodings = encode_texts(encoder, dataset.prompts()).unflatten(0, (-1, len(dataset.templates)))
     return F.normalize(encodings.mean(1), dim=1)
 
 
@@ -70,12 +68,6 @@ def class_means(
     if empty := (one_hot.sum(0) == 0).nonzero()[:, 0].tolist():
         raise ValueError(f"no image of classes {empty[:10]}; take more images")
     return F.normalize(one_hot.T @ F.normalize(outputs, dim=1), dim=1)
-
-
-def _indistinct(dataset: Dataset) -> int:
-    """Images of classes whose name an earlier class has."""
-    later = [dataset.classes.index(name) != label for label, name in enumerate(dataset.classes)]
-    return int(torch.tensor(later)[dataset.labels].sum())
 
 
 def score_units(

@@ -303,7 +303,7 @@ def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
 def _key(aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float | None, seed: int) -> str:
     """Changes with all that a training depends on: its code, libraries, options, and every value of its inputs."""
     facts = [Path(__file__).read_text(), inspect.getsource(type(aligner)), *map(version, ("torch", "schedulefree"))]
-    facts += [task.scale, rate, seed, task.schedule]
+    facts += [task.scale, rate, seed, task.schedule, EPOCHS, PATIENCE]
     for inputs in (task.inputs, validation[0]):
         facts.append(inputs if isinstance(inputs, Tensor) else inputs.fingerprint())
     if hasattr(aligner, "fingerprint"):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from miniature.training.recipes import PATCH, SIZE, TEXT, Recipe
 from residual.data.dataset import load_dataset
 from residual.encoders.encoder import Encoder, load_encoder
 from residual.selection import class_encodings, encode_images, knn_accuracy, zero_shot_accuracy
-from miniature.training.recipes import PATCH, SIZE, TEXT, Recipe
 
 TASKS = ("emoji-animals", "emoji-food", "emoji-flags", "emoji-faces", "emoji-groups", "digits")
 OBJECTIVES = {

@@ -22,11 +22,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from residual.files import replacing
 from miniature.training.batches import Batches, Renderer
 from miniature.training.objectives import Batch, build_objective
 from miniature.training.recipes import RECIPES, Recipe, build_encoder, image_tokens
 from miniature.training.recipes import save_encoder as save
+from residual.files import replacing
 
 WEIGHT_DECAY, WARM_UP = 0.1, 300
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
-from residual.data.hub.catalogue import catalogue, local_folder
+from residual.data.catalogue import catalogue, local_folder
 from residual.data.images import EncodedImages, rank_in_class
 from residual.data.names import SPLITS, split_task
 from residual.files import cache_folder
@@ -134,7 +134,7 @@ def load_dataset(
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     if source := drawn_sets().get(base):
         return source.load(base, factor, split, seed=seed, size=size, count=count)
-    from residual.data.hub.read import read_split  # `datasets` takes seconds to import
+    from residual.data.hub import read_split
 
     loaded = read_split(base, split, seed=seed, cache=cache_folder(), ground=ground)
     folder = None if base in catalogue() else local_folder(base)

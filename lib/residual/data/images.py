@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,21 +20,58 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from residual.files import cache_folder, write_bytes
+from residual.tensors import cache_key
+
 if TYPE_CHECKING:
     import datasets
 
+DECODING = 3  # raised when the same file would give other pixels
+MISSING, BROKEN = "is missing", "cannot be decoded"
 
-DECODING = 2  # raised when the same file would give other pixels
+
+@dataclass(frozen=True, eq=False)
+class Blobs:
+    """The bytes of images, by row: files, parts of tars, or a column of a table.
+
+    files: path, and first byte and length in it, of length -1 for whole files. table: of one column, not decoded, in
+    place of files. names: of images, for messages. stamp: changes when the files do.
+    """
+
+    files: tuple[tuple[str, int, int], ...]
+    names: tuple[str, ...]
+    stamp: str
+    table: datasets.Dataset | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, row: int) -> bytes:
+        """Raises FileNotFoundError for a missing file, and for no image in a row."""
+        path, start, length = self.files[row] if self.table is None else ("", 0, -1)
+        if self.table is not None:
+            value = next(iter(self.table[row].values())) or {}
+            if value.get("bytes") is not None:
+                return value["bytes"]
+            path = value.get("path") or ""
+        if not path:
+            raise FileNotFoundError(f"row {row} holds no image")
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(length)
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages:
-    """Images of a table. Indexed by a tensor or a slice it gives the same of fewer; iterated, RGB images."""
+    """Rows of `Blobs`. Indexed by a tensor or a slice it gives the same of fewer; iterated, RGB images.
 
-    table: datasets.Dataset  # one column, not decoded
-    checksums: tuple[str, ...] = field(repr=False)  # of all rows of the table
+    checksums: of all blobs that were checked, by row. ground: what shows where images are transparent.
+    """
+
+    blobs: Blobs
+    checksums: dict[int, str] = field(repr=False)
     rows: Int64[Tensor, "n"]
-    ground: str = "white"  # that shows where they are transparent
+    ground: str = "white"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,8 +80,7 @@ class EncodedImages:
         return replace(self, rows=self.rows[index])
 
     def __iter__(self) -> Iterator[Image.Image]:
-        for row in self.rows.tolist():
-            yield decode(encoded_bytes(next(iter(self.table[row].values()))), self.ground)
+        return (decode(self.blobs.read(row), self.ground) for row in self.rows.tolist())
 
     def split(self, size: int) -> list[EncodedImages]:
         return [self[start : start + size] for start in range(0, len(self), size)]
@@ -51,6 +91,37 @@ class EncodedImages:
         return hashlib.sha256(f"{DECODING} {self.ground} {files}".encode()).hexdigest()
 
 
+def checked(blobs: Blobs, rows: Int64[Tensor, "n"]) -> tuple[dict[int, str], dict[int, str]]:
+    """Checksums of the images that can be decoded, and what is wrong with the others, by row.
+
+    Computed once for files that do not change, and kept in the cache.
+    """
+    path = cache_folder() / "checks" / f"{cache_key(DECODING, blobs.stamp, rows)}.json"
+    with suppress(OSError, ValueError):
+        return tuple({int(row): text for row, text in part.items()} for part in json.loads(path.read_text()))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+        found = dict(zip(rows.tolist(), pool.map(lambda row: _check(blobs, row), rows.tolist()), strict=True))
+    sums = {row: text for row, text in found.items() if text not in (MISSING, BROKEN)}
+    wrong = {row: text for row, text in found.items() if text in (MISSING, BROKEN)}
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps([sums, wrong]).encode())
+    return sums, wrong
+
+
+def _check(blobs: Blobs, row: int) -> str:
+    """The checksum of an image, or what is wrong with it."""
+    try:
+        data = blobs.read(row)
+    except OSError:
+        return MISSING
+    try:
+        decode(data)
+    except Exception:  # whatever a corrupt file makes a decoder raise
+        return BROKEN
+    return hashlib.sha256(data).hexdigest()
+
+
 def thumbnails(images: Tensor | EncodedImages, side: int = 96) -> UInt8[Tensor, "n 3 h w"]:
     """Images as pages show them: encoded ones, which differ in size, as squares of `side` pixels."""
     if isinstance(images, Tensor):
@@ -59,20 +130,18 @@ def thumbnails(images: Tensor | EncodedImages, side: int = 96) -> UInt8[Tensor, 
     return torch.stack([torch.tensor(square).permute(2, 0, 1) for square in squares])
 
 
-def encoded_bytes(value: dict) -> bytes:
-    """The file of an image, from a column of `datasets` that is not decoded."""
-    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-
-
 def decode(data: bytes, ground: str = "white") -> Image.Image:
     """An image file in RGB, as a person sees it. Raises whatever a corrupt file makes Pillow raise.
 
-    The orientation in its EXIF data is applied, and what is transparent shows the ground, a colour. CLIP's own loader
-    does neither: it drops transparency, and a black drawing on a transparent ground is all black.
+    The orientation in its EXIF data is applied where that can be read, and what is transparent shows the ground, a
+    colour. CLIP's own loader does neither: it drops transparency, and a black drawing on a transparent ground is black.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # palettes, EXIF
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        with suppress(Exception):  # malformed EXIF or XMP: the pixels are whole
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
             pixels = np.asarray(image).clip(0, 65535)
             wide = image.mode != "I" or pixels.max() > 255
@@ -91,3 +160,9 @@ def rank_in_class(labels: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
     for label in labels.unique():
         ranks[labels == label] = torch.arange(int((labels == label).sum()))
     return ranks
+
+
+def stamp_of(paths: list[Path]) -> str:
+    """Changes when one of the files is changed, replaced or moved."""
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.exists()]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

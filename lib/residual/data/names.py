@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from residual.data.hub.catalogue import catalogue, local_folder, readable
+from residual.data.catalogue import catalogue, local_folder, readable
 from residual.sources import drawn_sets
 
 SPLITS = ("train", "validation", "test")

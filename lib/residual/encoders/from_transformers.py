@@ -126,8 +126,9 @@ def _pretrained(
     """The model, with the weights of a hub or of local files. Raises WeightsError where these are not the model's."""
     # Weights may be stored in half precision; `load_encoder` decides in which they are used.
     options = family.options | {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    options |= {"ignore_mismatched_sizes": True} | ({"state_dict": read_weights(files)} if files else {})
+    options |= {"ignore_mismatched_sizes": True}
     with clear_errors(name, Path(source) if files else None), _silent():
+        options |= {"state_dict": read_weights(files)} if files else {}
         model, report = family.model.from_pretrained(None if files else source, **options)
     unread = UNREAD if family.text else rf"{UNREAD}|{UNREAD_TEXT}"
     wrong = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})

@@ -135,4 +135,6 @@ def clear_errors(name: str, folder: Path | None = None) -> Iterator[None]:
         advice = f"Check the files of {folder}: they must be whole, and of one model" if folder else (
             "Connect once, set HF_HOME to a cache that holds it, or give a local folder"
         )  # fmt: skip
-        raise RuntimeError(f"cannot load {name!r}: {reason}. {advice}; pretrained=False gives random weights.") from error
+        raise RuntimeError(
+            f"cannot load {name!r}: {reason}. {advice}; pretrained=False gives random weights."
+        ) from error
