@@ -59,7 +59,7 @@ def lines(
             rows = table[(table[panel] == name) & (table[hue] == value)].sort_values(x)
             style = {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)], "ms": 4, "label": value}
             ax.plot(rows[x], rows[y], marker=MARKS[index % len(MARKS)], **style)
-        ax.set(title=name, xlabel=x, **axes)
+        ax.set(**{"title": name, "xlabel": x} | axes)
     drawn[0].set_ylabel(y)
     legend_below(figure)
     return drawn
