@@ -116,6 +116,7 @@ for chapter in CHAPTERS:
 rule book:
     input:
         chapters=expand(f"{RUNS}/{{chapter}}.ipynb", chapter=CHAPTERS),
+        tables=[f"{RESULTS}/{name}.csv" for chapter in CHAPTERS for name in outputs(chapter).tables],
         texts=expand("book/{chapter}.md", chapter=CHAPTERS),
         plain=[*expand("book/{page}.md", page=PLAIN), "book/references.bib", "_config.yml", "_toc.yml", "profiles/slurm/config.yaml"],
         style=sorted(map(str, Path("book/_static").iterdir())),

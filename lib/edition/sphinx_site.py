@@ -1,7 +1,9 @@
-"""A Sphinx extension: formulas as MathML, which browsers draw themselves, and tables of cells numbered as tables."""
+"""A Sphinx extension: formulas as MathML, which browsers draw; tables of cells numbered as tables; lighter pages."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -10,6 +12,9 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
+
+# A copy of every icon, 1.5 MB, though a font draws those that are shown; a program for servers that run cells.
+UNUSED = re.compile(r"<script[^>]*(?:fontawesome\.js|sphinx-thebe|x-thebe|>const THEBE).*?</script>", re.DOTALL)
 
 
 def mathml(tex: str, *, block: bool) -> str:
@@ -56,9 +61,15 @@ def _title(node: nodes.Node) -> str:
     return next((caption.astext() for caption in node.findall(nodes.caption)), "")
 
 
+def _lighten(app: Sphinx, error: Exception | None) -> None:
+    for page in Path(app.outdir).glob("*.html") if error is None else ():
+        page.write_text(UNUSED.sub("", page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
     figure = HTML5Translator.visit_figure, HTML5Translator.depart_figure
     app.add_enumerable_node(TableFigure, "table", _title, html=figure)
     app.add_transform(TablesOfCells)
+    app.connect("build-finished", _lighten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
