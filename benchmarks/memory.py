@@ -57,7 +57,7 @@ def chapter(images: Path, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("_toc.yml", "_config.yml", "book", "profiles", "lib", "constraints.txt"):
             Path(folder, name).symlink_to(project_root() / name)
-        command = [sys.executable, "-m", "edition.run", "dimension", "--cells", "cells", "-p", "dataset", str(images)]
+        command = [sys.executable, "-m", "edition.run", "dimension", "--book", "-p", "dataset", str(images)]
         command += ["-p", "encoders", "[mini-openclip]", "-p", "images", str(count)]
         own = os.environ | {"HF_HOME": f"{folder}/hf", "RESIDUAL_CACHE": f"{folder}/cache"}
         subprocess.run(command, cwd=folder, env=own, check=True, stdout=subprocess.DEVNULL)

@@ -272,10 +272,10 @@ def test_residual_epoch(benchmark):
 
 def test_residual_step(benchmark):
     module, task, step = residual(BATCH)
-    scaled, gradient = task.inputs[:, : len(module.decoder)].clone(), torch.randn(BATCH, 512)
+    scaled, gradient = task.inputs[:, : len(module.components)].clone(), torch.randn(BATCH, 512)
 
     def products():
-        return scaled @ module.decoder, gradient @ module.decoder.T
+        return scaled @ module.components, gradient @ module.components.T
 
     @torch.enable_grad()
     def ours():

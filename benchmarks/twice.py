@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from edition.inputs import Extraction
+from edition.inputs import Extraction, jobs
 from edition.pages import find_profile
-from edition.plan import jobs
 
 
 def repeated(wanted: list[Extraction]) -> tuple[int, Counter[str]]:

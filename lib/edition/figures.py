@@ -42,9 +42,9 @@ def legend_below(figure: Figure, columns: int = 4) -> None:
     figure.legend([named[name] for name in order], order, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def plain_numbers(axis: Axis) -> None:
-    """Show the whole numbers of a logarithmic axis as they are, not as powers, whose formulas would not be read."""
-    axis.set_major_formatter("{x:,.0f}")
+def plain_numbers(axis: Axis, form: str = "{x:,.0f}") -> None:
+    """Show the numbers of a logarithmic axis as they are, not as powers, whose formulas would not be read."""
+    axis.set_major_formatter(form)
     axis.set_minor_formatter("")
 
 

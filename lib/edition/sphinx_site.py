@@ -13,8 +13,9 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
-# A copy of every icon, 1.5 MB, though a font draws those that are shown; a program for servers that run cells.
-UNUSED = re.compile(r"<script[^>]*(?:fontawesome\.js|sphinx-thebe|x-thebe|>const THEBE).*?</script>", re.DOTALL)
+# A copy of every icon, 1.5 MB, though a font draws those that are shown; what runs cells on servers; what searches.
+UNUSED = r"<script[^>]*(?:fontawesome\.js|sphinx-thebe|x-thebe|>const THEBE).*?</script>"
+OF_SEARCH = r"|<script[^>]*(?:searchindex|searchtools|language_data)\.js.*?</script>"
 
 
 def mathml(tex: str, *, block: bool) -> str:
@@ -63,7 +64,8 @@ def _title(node: nodes.Node) -> str:
 
 def _lighten(app: Sphinx, error: Exception | None) -> None:
     for page in Path(app.outdir).glob("*.html") if error is None else ():
-        page.write_text(UNUSED.sub("", page.read_text(encoding="utf-8")), encoding="utf-8")
+        unused = UNUSED + OF_SEARCH * (page.name != "search.html")
+        page.write_text(re.sub(unused, "", page.read_text(encoding="utf-8"), flags=re.DOTALL), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
