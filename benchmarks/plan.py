@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from edition.inputs import Extraction, encoder_for
-from edition.plan import job_cost, speed_of
+from edition.plan import job_cost
 from residual import extract
 
 IMAGES = {"mini-openclip": 4000, "DINOv2-S@random": 400, "OpenCLIP-B@random": 200}
@@ -43,7 +43,7 @@ def main() -> None:
     rows = []
     for name, count in IMAGES.items():
         job = Extraction(name, "textures", "train", count, balanced=False, coordinates=True, seed=0, batch=128)
-        planned = job_cost(job, lambda job: speed_of(job, "cpu"))
+        planned = job_cost(job, "cpu")
         predicted = 3600 * planned["hours"], planned["flops"], planned["bytes"]
         for what, guess, real in zip(("seconds", "operations", "bytes"), predicted, measured(job), strict=True):
             rows.append((name, count, what, guess, real))

@@ -9,7 +9,6 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,25 +86,21 @@ def _as_read(job: Extraction) -> tuple[str, int]:
     return name, job.size if name == SHIPPED else SHIPPED_SIDE
 
 
-def speed_of(job: Extraction, device: str) -> float:
-    """Floating-point operations a second that a device sustains on a job."""
-    return measured_speed(*_as_read(job), device, job.batch, job.precision)
-
-
-def job_cost(job: Extraction, speed: Callable[[Extraction], float]) -> dict[str, Any]:
-    """Images, operations, hours and bytes of a job; None for what is not known without its data."""
+def job_cost(job: Extraction, device: str, tflops: float | None = None) -> dict[str, Any]:
+    """Images, operations, hours and bytes of a job; None for what is not known without its data. See `plan`."""
     cost, count = encoder_cost(*_as_read(job)), job.count()
     row = {"job": job.name, "images": count, "flops": None, "hours": None, "bytes": None}
     if count is not None and cost is not None:
-        row |= {"flops": count * cost.flops, "hours": count * cost.flops / speed(job) / 3600}
+        speed = tflops * 1e12 if tflops else measured_speed(*_as_read(job), device, job.batch, job.precision)
+        row |= {"flops": count * cost.flops, "hours": count * cost.flops / speed / 3600}
         row["bytes"] = count * (cost.coordinates * job.coordinates + cost.outputs) + -(-count // SHARD) * cost.moments
     return row | {"done": (project_root() / "_build/units/jobs" / job.name).is_file()}
 
 
-def plan(profile: Path, speed: Callable[[Extraction], float]) -> dict[str, Any]:
-    """Every job with what it costs, and downloads. speed: floating-point operations a second of a job."""
+def plan(profile: Path, device: str, tflops: float | None = None) -> dict[str, Any]:
+    """Every job with what it costs, and downloads. tflops: what the device sustains; by default it is measured."""
     wanted = jobs(profile)
-    rows = [job_cost(job, speed) for job in wanted]
+    rows = [job_cost(job, device, tflops) for job in wanted]
     weights = {job.encoder: cost and cost.weights for job in wanted for cost in [encoder_cost(*_as_read(job))]}
     return {"jobs": rows, "downloads": downloads(wanted, weights)}
 
@@ -122,10 +117,8 @@ def shown(result: dict[str, Any]) -> str:
         table.to_string(index=False, float_format="{:,.2f}".format, na_rep="?"), "",
         f"downloads, in GB:\n{items.to_string(na_rep='?')}\n" if len(items) else "downloads: none",
         f"{len(rows)} extractions, {rows['done'].sum()} of them there, {rows['flops'].isna().sum()} of unknown size",
-        f"to do: {sums['images']:,.0f} images, {sums['flops'] / 1e15:,.1f} PFLOP, about {sums['hours']:,.1f} hours, "
-        "one after the other",
-        f"to download: {missing['bytes'].sum():,.1f} GB, {missing['kept'].sum():,.1f} GB on disk, as `datasets` "
-        "keeps two copies",
+        f"to do: {sums['images']:,.0f} images, {sums['flops'] / 1e15:,.1f} PFLOP, {sums['hours']:,.1f} hours in a row",
+        f"to download: {missing['bytes'].sum():,.1f} GB, {missing['kept'].sum():,.1f} GB on disk, with sets twice",
         f"to store: {sums['bytes'] / giga:,.1f} GB; free here: {free:,.1f} GB",
         "Hours are of extraction alone; decoding images, training and analysis come on top.",
     ])  # fmt: skip
@@ -139,13 +132,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--download", action="store_true", help="fetch what jobs need, for machines without a network")
     args = parser.parse_args(arguments)
-    flops = args.tflops and args.tflops * 1e12
     try:
         path = find_profile(args.profile)
         if args.download:
             fetch(jobs(path))
         else:
-            result = plan(path, lambda job: flops or speed_of(job, args.device))
+            result = plan(path, args.device, args.tflops)
             print(json.dumps(result, indent=2) if args.json else shown(result))
     except (ParameterError, OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

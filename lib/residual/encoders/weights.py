@@ -39,10 +39,7 @@ def weight_files(folder: Path) -> list[Path]:
     own = next((folder / name for name in OWN if (folder / name).is_file()), None)
     if own is None and len(every) != 1:
         found = f"several files of weights, {', '.join(p.name for p in every)}" if every else "no weights"
-        raise WeightsError(
-            f"{folder} holds {found}; give what save_pretrained or open_clip wrote, one file of safetensors or one "
-            f"checkpoint beside the configuration, or pass pretrained=False for random weights"
-        )
+        raise WeightsError(f"{folder} holds {found}; leave one beside the configuration, or pass pretrained=False")
     chosen = [own or every[0]]
     if chosen[0].suffix == ".json":
         chosen = [folder / name for name in sorted(set(json.loads(own.read_text())["weight_map"].values()))]
@@ -71,10 +68,8 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
 def _unpickled(path: Path) -> dict:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError) as error:
-        if "weights_only" not in str(error):  # the file is damaged
-            raise
-        raise WeightsError(f"cannot load {path}: it holds a program, which is not run; give safetensors") from error
+    except UnpicklingError as error:
+        raise WeightsError(f"{path} is damaged, or holds a program, which is not run; give safetensors") from error
     return stored if isinstance(stored, dict) else {type(stored).__name__: None}
 
 
