@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from miniature import counts, emoji, entries, numerals, photographs, reference, scenes, shapes, splits, textures
+from miniature import counts, entries
 from miniature.emoji import GROUP_WORDS, Emoji, load_artwork, vocabulary
 from miniature.numerals import FONTS, draw_numeral
 from miniature.photographs import PHOTOGRAPHS, draw_tiles, photo_crops, photo_tiles
@@ -149,14 +149,11 @@ def _numerals(split: str, count: int, generator: torch.Generator, seed: int, siz
     neighbours = torch.randint(10, (count, 2), generator=generator).tolist()
     alone = (torch.rand(count, generator=generator) < 0.5).tolist()
     ink = torch.randint(256, (count, 3), generator=generator).tolist()
-    sprites = torch.stack(
-        [
-            draw_numeral(FONTS[name], str(digit), ("", "") if single else tuple(map(str, beside)), tuple(colour))
-            for name, digit, beside, single, colour in zip(
-                font.tolist(), labels.tolist(), neighbours, alone, ink, strict=True
-            )
-        ]
-    )
+    drawn = zip(font.tolist(), labels.tolist(), neighbours, alone, ink, strict=True)
+    sprites = torch.stack([
+        draw_numeral(FONTS[name], str(digit), ("", "") if single else tuple(map(str, beside)), tuple(colour))
+        for name, digit, beside, single, colour in drawn
+    ])  # fmt: skip
     scene = _scenes(sprites, generator, size)
     return Content(scene.images, labels, NUMBER_NAMES, {"artwork": Factor(font, FONTS)} | _scene_factors(scene))
 
@@ -336,10 +333,8 @@ def load(name: str, factor: str, split: str, *, seed: int, size: int | None, cou
 @functools.cache
 def _recipe() -> str:
     """A key of the code and the packages that draw data sets."""
-    code = [Path(module.__file__).read_text() for module in (
-        emoji, numerals, photographs, reference, scenes, shapes, splits, textures
-    )]  # fmt: skip
-    return cache_key(*code, Path(__file__).read_text(), *map(version, DRAWN_WITH))
+    code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return cache_key(*code, *map(version, DRAWN_WITH))
 
 
 def _content(name: str, split: str, seed: int, size: int, count: int) -> Content:

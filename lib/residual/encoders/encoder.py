@@ -163,11 +163,6 @@ class Encoder(Loaded):
         tower = replace(self.read_tower(model, self.name), image_size=self.tower.image_size)
         return replace(self, model=model, tower=tower)
 
-    def compile(self) -> None:
-        """Compile the blocks' MLPs, which take most of the time, with `torch.compile`; units change by rounding."""
-        for block in self.tower.blocks:
-            block.mlp.compile()
-
     def preprocessing_hash(self) -> str:
         """SHA-256 of one picture after `preprocess`, of mean and std, and of the size that is read as it is."""
         ramp = (torch.arange(90 * 70 * 3, dtype=torch.int64).square() % 251).to(torch.uint8).view(90, 70, 3)
