@@ -27,11 +27,15 @@ DARKEST = {"linear_id": 1.0, "twonn_id": 0.5, "ratio": 5.0, "evr1": 1.0}  # L an
 WIDTH = 64  # of the paper's heads
 
 
-def panels(count: int, height: float, width: float = 3.2, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Axes side by side."""
-    options = {"figsize": (width * count + 0.5, height), "squeeze": False, "layout": "constrained"} | options
-    figure, axes = plt.subplots(1, count, **options)
-    return figure, list(axes.flat)
+def panels(count: int, height: float, width: float = 3.2, across: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Axes side by side, at most `across` of them in a row. height, width: inches of each."""
+    across = min(count, across)
+    down = -(-count // across)
+    options = {"figsize": (width * across + 0.5, height * down), "squeeze": False, "layout": "constrained"} | options
+    figure, axes = plt.subplots(down, across, **options)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
 
 
 def legend_below(figure: Figure, columns: int = 4) -> None:
@@ -60,7 +64,7 @@ def lines(
             style = {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)], "ms": 4, "label": value}
             ax.plot(rows[x], rows[y], marker=MARKS[index % len(MARKS)], **style)
         ax.set(**{"title": name, "xlabel": x} | axes)
-    drawn[0].set_ylabel(y)
+        ax.set_ylabel(y if ax.get_subplotspec().is_first_col() else "")
     legend_below(figure)
     return drawn
 
@@ -97,7 +101,7 @@ def accuracy_dots(table: pd.DataFrame, measures: Mapping[str, str]) -> list[Axes
     measures: column -> its name in the legend.
     """
     models, tasks = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["task"]))
-    figure, axes = panels(len(models), 0.3 * len(tasks) + 1.2, 9 / len(models), sharey=True)
+    figure, axes = panels(len(models), 0.3 * len(tasks) + 1.2, 9 / min(len(models), 3), sharey=True)
     places = np.arange(len(tasks))
     for ax, model in zip(axes, models, strict=True):
         rows = table[table["model"] == model].set_index("task").reindex(tasks)
@@ -120,12 +124,9 @@ def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
     for each column in every figure, of L and N in widths of a head.
     """
     models, relative = list(dict.fromkeys(table["model"])), in_widths(table)
-    across = min(len(models), 3)
-    down = -(-len(models) // across)
-    size = 3 * across, down * (0.23 * table.groupby("model").size().max() + 0.8)
-    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = panels(len(models), 0.23 * table.groupby("model").size().max() + 0.8, 2.9)
     figure.set_visible(False)  # or seaborn draws the whole figure for each model, to see whether labels overlap
-    for ax, model in zip(axes.flat, models, strict=False):
+    for ax, model in zip(axes, models, strict=True):
         rows, shades = (p[p["model"] == model].set_index("layer")[list(DIMENSIONS)] for p in (table, relative))
         text = rows.apply(lambda column: column.map(lambda v, c=column.name: f"{v:.{DECIMALS[c]}f}"))
         options = {"cmap": "Blues", "vmin": 0, "vmax": 1.25, "cbar": False, "annot_kws": {"size": 8}}
@@ -135,10 +136,8 @@ def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
         ax.set(xlabel="", ylabel="Layer", title=model)
-    for ax in axes.flat[len(models) :]:
-        ax.remove()
     figure.set_visible(True)
-    return list(axes.flat[: len(models)])
+    return axes
 
 
 def in_widths(table: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +153,7 @@ def agreement_grids(table: pd.DataFrame) -> list[Axes]:
     table: columns model, layer, head, z.
     """
     models = list(dict.fromkeys(table["model"]))
-    _, axes = panels(len(models), 0.3 * table["head"].nunique() + 0.9, 0.55 * table["layer"].nunique() + 1)
+    _, axes = panels(len(models), 0.3 * table["head"].nunique() + 0.9, 0.55 * table["layer"].nunique() + 1, across=1)
     for ax, model in zip(axes, models, strict=True):
         grid = table[table["model"] == model].pivot(index="head", columns="layer", values="z")
         sns.heatmap(grid, annot=True, fmt=".2f", cmap="Blues", vmin=0, vmax=4, cbar=False, ax=ax, annot_kws={"size": 8})
