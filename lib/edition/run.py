@@ -48,7 +48,7 @@ def run_chapter(source: Path, parameters: dict[str, Any], out: Path, *, progress
     with TemporaryDirectory() as folder:
         jupytext.write(notebook, draft := f"{folder}/{source.stem}.ipynb")
         options = {"cwd": str(project_root()), "kernel_name": "python3", "progress_bar": progress}
-        options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # no warning of sockets on this machine alone
+        options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]  # cells tell their own errors
         try:
             papermill.execute_notebook(draft, str(out), parameters, **options)
         except papermill.PapermillExecutionError as error:
