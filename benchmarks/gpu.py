@@ -1,4 +1,4 @@
-"""Speed and memory on a GPU against the plain way and the CPU: `python benchmarks/gpu.py --out book/published_on_gpu`.
+"""Speed and memory on a GPU against the plain way and the CPU: `python benchmarks/gpu.py --out book/measured`.
 
 Writes gpu.csv, a row for each measurement: what, variant, seconds (the median of its rounds), peak memory in MB, and
 how many images a second or what share of the card's peak that is; and gpu.json with the card, versions and date.

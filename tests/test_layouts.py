@@ -564,3 +564,82 @@ def test_folders_of_one_number_are_refused_and_broken_links_counted(tmp_path, ca
     (tmp_path / "set/classnames.txt").write_text("a\nb")
     with pytest.raises(ValueError, match="several folders have one number"):
         load_dataset(tmp_path / "set")
+
+
+def test_tables_in_the_folders_of_splits_divide_a_set(tmp_path):
+    for split, count in (("train", 30), ("test", 15)):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for index in range(count):
+            (tmp_path / f"set/{split}/{index}.png").write_bytes(png(index % 3, index))
+        rows = "".join(f"{index}.png, {WORDS[index % 3]}\n" for index in range(count))
+        (tmp_path / f"set/{split}/metadata.csv").write_text(f"file_name, label\n{rows}")
+    parts = [load_dataset(tmp_path / "set", split) for split in ("train", "validation", "test")]
+    assert [len(data) for data in parts] == [27, 3, 15]
+    assert all(map(right, parts))
+    for path in (tmp_path / "set").glob("*/*.csv"):
+        path.unlink()
+    with pytest.raises(ValueError, match="holds no labelled images"):  # train and test are no classes
+        load_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("0.png,red,holdout", "row 1 has an unknown split, 'holdout'"),
+        ("0.png,red,train\n0.png,blue,test", None),
+        ("0.png,red,train\n0.png,blue,train", r"row 2 has 0\.png again"),
+        (",red,train", "row 1 has no file_name"),
+    ],
+)
+def test_rows_that_cannot_be_right_are_refused(tmp_path, rows, message):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/labels.csv").write_text(f"file_name,label,split\n{rows}\n")
+    with pytest.raises(ValueError, match=message or "they are missing, such as 0"):
+        load_dataset(tmp_path / "set")
+
+
+def test_a_broken_table_beside_folders_of_classes_changes_nothing(tmp_path, caplog):
+    folders(("train", "test"), ("100% red", "green", "blue"))(tmp_path / "set")
+    (tmp_path / "set/notes.csv").write_bytes("file_name;\u00e9".encode("latin-1"))
+    (tmp_path / "set/log.jsonl").write_text("[1, 2]\n")
+    (tmp_path / "set/train/100% red/x.txt").write_text("")
+    assert len(load_dataset(tmp_path / "set", "test")) == 15
+    assert "set: ignored log.jsonl, notes.csv beside" in caplog.text
+    assert "1 files in train/100% red are not images that can be read" in caplog.text
+
+
+def test_saved_sets_of_splits_keep_them(tmp_path):
+    for split, count in (("train", 30), ("test", 15)):
+        rows = {"image": [{"bytes": png(i % 3, i), "path": None} for i in range(count)]}
+        kinds = datasets.Features(image=datasets.Image(), label=datasets.Value("string"), view=datasets.ClassLabel(2))
+        rows |= {"label": [WORDS[i % 3] for i in range(count)], "view": [i % 2 for i in range(count)]}
+        datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(tmp_path / "set" / split)
+    parts = [load_dataset(tmp_path / "set", split) for split in ("train", "validation", "test")]
+    assert [len(data) for data in parts] == [27, 3, 15]
+    assert all(map(right, parts))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train-0", "training-0"), "holds both train and training; keep one"),
+        (("a/train-0", "b/train-0"), "holds both a/train and b/train; keep one"),
+        (("set-train-0", "set-test-0"), "begin the name of set-test-0.tar with its split"),
+    ],
+)
+def test_files_of_uncertain_splits_are_refused(tmp_path, names, message):
+    for name in names:
+        write_tar(tmp_path / "set" / f"{name}.tar", 6)
+    (tmp_path / "set/classnames.txt").write_text("\n".join(WORDS))
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "set")
+
+
+def test_a_member_that_comes_twice_is_refused_and_names_that_are_said_alike_are_told(tmp_path, caplog):
+    (tmp_path / "set").mkdir()
+    tar_of(tmp_path / "set/train.tar", [("0.png", png(0, 0)), ("0.PNG", png(1, 0)), ("0.cls", b"red")])
+    with pytest.raises(ValueError, match=r"train\.tar holds 0\.PNG twice"):
+        load_dataset(tmp_path / "set")
+    folders(("train", "test"), ("hot-dog", "hot_dog", "Hot dog"))(tmp_path / "food")
+    load_dataset(tmp_path / "food")
+    assert "names of classes repeat, as they are said: Hot dog, hot-dog, hot_dog" in caplog.text

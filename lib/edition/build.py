@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     command += ["--quiet", "host", "reason", "--rerun-triggers", "mtime", "input"]
     here = not any(word.startswith("--profile") for word in more)  # a cluster counts its cores and GPUs itself
     command += ["--resources", "gpu=1"] if here else []
-    command += ["--cores", "all"] if here and not any(word.startswith("--cores") for word in more) else []
+    command += ["--cores", "all"] if here else []  # an own --cores follows
     command += ["units"] if args.units else []
     command += [*more, "--config", f"profile={profile}", *([f"device={args.device}"] if args.device else ())]
     os.chdir(project_root())

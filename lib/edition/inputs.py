@@ -87,10 +87,11 @@ class Extraction:
         """Extract, unless a chapter or a job has before, be it with coordinates that are not needed here."""
         from residual.extraction import extract, find_units
 
-        common = {"root": project_root() / "_build/units", "batch": self.batch, "precision": self.precision} | options
+        common = {"root": project_root() / "_build/units", "batch": self.batch, "precision": self.precision}
+        common["weights_hash"] = options.pop("weights_hash", None)
         if not self.coordinates and (units := find_units(encoder, data, coordinates="float32", **common)):
             return units
-        return extract(encoder, data, coordinates="float32" if self.coordinates else None, **common)
+        return extract(encoder, data, coordinates="float32" if self.coordinates else None, **common, **options)
 
 
 def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:

@@ -17,6 +17,7 @@ from nbclient.exceptions import DeadKernelError
 
 from edition.pages import ParameterError, chapter_defaults, find_chapter, find_profile, project_root, read_profile
 from edition.parameters import check_parameters
+from residual.files import locked
 
 EPILOG = """
 Results go to the folder `results`, by default _build/results/rerun, and never change the book. `papermill` and `jupyter
@@ -45,7 +46,7 @@ def run_chapter(source: Path, parameters: dict[str, Any], out: Path, *, progress
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as folder:
+    with locked(out.with_suffix(".lock"), str(out)), TemporaryDirectory() as folder:
         jupytext.write(notebook, draft := f"{folder}/{source.stem}.ipynb")
         options = {"cwd": str(project_root()), "kernel_name": "python3", "progress_bar": progress}
         options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]  # cells tell their own errors

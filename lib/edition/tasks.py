@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -57,15 +56,16 @@ class Tasks:
         self.encoders = run.encoders()
         for task in self.names:
             run.task(task)
+        self.tests = {task: load_dataset(task, "test", seed=self.seed) for task in self.names}
         self.classes = {(encoder.name, task): self._directions(encoder, task) for encoder, task in self.pairs()}
         for encoder, task in tqdm(self.pairs(), desc="bases", disable=None):
-            prompts = load_dataset(task, "test", seed=self.seed).prompts()
+            prompts = self.tests[task].prompts()
             accuracy, _ = self.base(encoder, task)
             tolerance = p["base_tolerance"]
             check_base(encoder.name, task, accuracy, published("unit_selection"), prompts=prompts, tolerance=tolerance)
 
     def _directions(self, encoder: Encoder, task: str) -> Tensor:
-        data = load_dataset(task, "test", seed=self.seed)
+        data = self.tests[task]
         if encoder.reads_text:
             return selection.class_encodings(encoder, data)
         units = self.run.units(encoder, split_task(task)[0], "train")
@@ -128,16 +128,6 @@ class Tasks:
 def inputs_of(units: dict[str, StoredUnits], bases: Bases | None) -> dict[str, Tensor]:
     """What an aligner takes, of every split: outputs for Lin, scores along components for ResiDual."""
     return {split: part.outputs() if bases is None else component_scores(part, bases) for split, part in units.items()}
-
-
-def aligned_rows(tasks: Tasks, encoder: Encoder, task: str) -> Iterator[tuple[str, float, float]]:
-    """Method, accuracy and its error of the encoder, Lin and every ResiDual, trained once."""
-    units, labels = tasks.run.task_units(encoder, task)
-    yield "B", *tasks.base(encoder, task)
-    for method in ("Lin", "RD", "RD*", "RD_Y"):
-        bases = None if method == "Lin" else tasks.bases(encoder, method)
-        aligner, classes = tasks.aligner(encoder, bases, tasks.seed), tasks.classes[encoder.name, task]
-        yield method, *tasks.train(aligner, encoder, classes, inputs_of(units, bases), labels, tasks.seed)[:2]
 
 
 def optimised(tasks: Tasks, encoder: Encoder, task: str) -> tuple[float, float]:

@@ -76,9 +76,8 @@ def extract(
 
 
 def find_units(
-    encoder: Encoder, data: Dataset, *, root: Path | str, weights_hash: str | None = None, progress: bool = False,
-    **options: Any,
-) -> StoredUnits | None:  # fmt: skip
+    encoder: Encoder, data: Dataset, *, root: Path | str, weights_hash: str | None = None, **options: Any
+) -> StoredUnits | None:
     """What `extract` would return with these options, if it is there and whole; None where it is not."""
     chosen = _Options(**{"batch": 128, "shard": SHARD, "coordinates": None, "precision": "float32"} | options)
     _, folder = _manifest_and_folder(encoder, weights_hash or encoder.weights_hash(), data, root, chosen)

@@ -113,7 +113,8 @@ def fit(
     """
     _check_labels(train, validation, classes)
     task = _Task.of(aligner, train, classes, scale, workers, schedule)
-    path = None if cache is None else Path(cache) / f"{_key(aligner, task, validation, rate, seed)}.safetensors"
+    key = None if cache is None else _key(aligner, task, validation, rate, seed)
+    path = key and Path(cache) / f"{key}.safetensors"
     if path and (finished := _read(path)):
         best, result = finished
     else:
@@ -300,9 +301,18 @@ def _load(aligner: nn.Module, state: dict[str, Tensor]) -> None:
         named[name].copy_(value)
 
 
-def _key(aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float | None, seed: int) -> str:
-    """Changes with all that a training depends on: its code, libraries, options, and every value of its inputs."""
-    facts = [Path(__file__).read_text(), inspect.getsource(type(aligner)), *map(version, ("torch", "schedulefree"))]
+def _key(
+    aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float | None, seed: int
+) -> str | None:
+    """Changes with all that a training depends on: its code, libraries, options, and every value of its inputs.
+
+    None, with a warning, for an aligner whose code is in no file, such as a notebook's.
+    """
+    try:
+        facts = [Path(__file__).read_text(), inspect.getsource(type(aligner)), *map(version, ("torch", "schedulefree"))]
+    except (OSError, TypeError):
+        log.warning("a training of %s is not kept, as its code is in no file", type(aligner).__name__)
+        return None
     facts += [task.scale, rate, seed, task.schedule, EPOCHS, PATIENCE]
     for inputs in (task.inputs, validation[0]):
         facts.append(inputs if isinstance(inputs, Tensor) else inputs.fingerprint())

@@ -122,7 +122,7 @@ def load_dataset(
 
     name: one of `dataset_names()`, or of `task_names()`: "shapes" asks for all of "striped blue
     circle", "shapes-colour" for "blue" alone. Or a data set of the paper ("cifar10"), a hub id ("org/name", pinned
-    by "@revision"), or a local folder of webdataset tars, parquet files, or images by class: see `residual.data.hub`.
+    by "@revision"), or a local folder in one of the layouts of `residual.data.layouts`.
     size: pixels a side of a set that is drawn, by default its own. count: how many images of it are drawn, by default
     and at most as many as the set has; another count gives other images. ground: the colour that shows where images of
     files are transparent, as Pillow names it.

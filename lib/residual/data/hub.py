@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +83,13 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
 
 def _tell_wrong(name: str, split: str, wrong: dict[int, str], names: tuple[str, ...], count: int) -> None:
     """Warn of images that are missing, and of others that cannot be decoded. Raises ValueError where none is left."""
-    for reason, what in ((MISSING, "are missing"), (BROKEN, "cannot be decoded")):
+    for reason in (MISSING, BROKEN):
         if them := [names[row] for row, found in wrong.items() if found == reason]:
-            told = f"{name}, {split}: {len(them)} of {count} images {what} and are left out: {', '.join(them[:5])}"
-            if len(them) == count:
-                raise ValueError(f"{name}: not one image of {split} can be decoded: they {what}, such as {them[0]}")
+            told = f"{name}, {split}: {len(them)} of {count} images {reason} and are left out: {', '.join(them[:5])}"
             log.warning("%s%s", told, " ..." * (len(them) > 5))
     if len(wrong) == count:
-        raise ValueError(f"{name}: not one image of {split} can be decoded")
+        row, reason = next(iter(wrong.items()))
+        raise ValueError(f"{name}: not one image of {split} can be read: they {reason}, such as {names[row]}")
 
 
 def _labelled(
@@ -110,6 +110,11 @@ def _labelled(
         index = {value: i for i, value in enumerate(found)}
     else:
         classes, index = _numbered(known, words, name)
+    alike: dict[str, list[str]] = {}
+    for word in classes:
+        alike.setdefault(_spoken(word), []).append(word)
+    if repeated := [", ".join(words) for words in alike.values() if len(words) > 1]:
+        log.warning("%s: names of classes repeat, as they are said: %s", name, "; ".join(repeated[:5]))
     labels = {s: torch.tensor([index.get(v, -1) for v in own], dtype=torch.int64) for s, own in values.items()}
     for split, own in labels.items():
         if bare := int((own < 0).sum()):
@@ -122,9 +127,9 @@ def _labelled(
 
 
 def _plain(value: object) -> str | int | float | None:
-    """A label without blanks at its ends; None for a missing one."""
+    """A label without blanks at its ends, in one form of Unicode; None for a missing one."""
     if isinstance(value, str):
-        return value.strip() or None
+        return unicodedata.normalize("NFC", value).strip() or None
     return None if value is None or value != value else value
 
 
@@ -184,7 +189,7 @@ def _rows_of(
     """The part that holds a split, and the split's rows in it, in random order."""
     if undivided := not {"train", "test"} <= set(labels):
         if len(labels) > 1:
-            raise ValueError(f"{name} has the splits {', '.join(labels)}, and none for testing; add one, or join them")
+            raise ValueError(f"{name} has the splits {', '.join(labels)}; divide it into train and test, or not at all")
         part, (low, high) = next(iter(labels)), bounds(shares)[split]
     else:
         official = split in labels and (split != "train" or "validation" in labels)
@@ -255,7 +260,7 @@ def _explained(name: str, source: str, *, local: bool) -> Iterator[None]:
             why = "there is no room left" if error.errno in FULL else "it cannot be written"
             advice = f"{why} where HF_HOME (or HF_DATASETS_CACHE) points; free some, or set another folder"
         elif local:
-            advice = "it cannot be read: is a file damaged?"
+            advice = "a file in it cannot be read, and may be damaged"
         elif type(error).__name__ == "GatedRepoError" or "is a gated dataset" in text:
             advice = f"{source} is gated: ask for access on its page, then log in with `hf auth login` and run again"
         else:
@@ -276,7 +281,8 @@ def read_lines(path: Path, name: str) -> list[str] | None:
     if is_pointer(path):
         raise ValueError(f"{name}: {pointer_fault(path)}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().split("\n")]
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
+        lines = [line.strip() for line in text.strip().split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: {path.name} is not UTF-8 text: {error}") from error
     if "" in lines[:-1]:

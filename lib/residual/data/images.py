@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import datasets
 
 DECODING = 3  # raised when the same file would give other pixels
-MISSING, BROKEN = "is missing", "cannot be decoded"
+MISSING, BROKEN = "are missing", "cannot be decoded"
 
 
 @dataclass(frozen=True, eq=False)

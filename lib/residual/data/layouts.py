@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 import tarfile
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from residual.data.images import Blobs, stamp_of
 from residual.files import is_pointer, pointer_fault
@@ -27,6 +28,8 @@ SPLIT_WORDS = {
     "test": ("test", "testing", "testset", "eval", "evaluation"),
 }
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+TABLES, TARS = (".csv", ".jsonl"), (".tar", ".tar.gz", ".tgz")
+ARCHIVES, PICKLES = (".zip", ".rar", ".7z"), (".pkl", ".pickle", ".joblib")
 LABELS = ("label", "labels", "cls", "class", "class_name", "label_name", "fine_label", "category", "target", "species")
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 JUNK = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
@@ -59,169 +62,181 @@ def read_folder(folder: Path) -> dict[str, Rows]:
 
     Raises ValueError, which names the layouts, for a folder that has none of them.
     """
-    files = sorted(path for path in _visible(folder) if path.is_file())
-    if pointer := next(filter(is_pointer, files), None):
+    files = _files(folder)
+    if pointer := next((folder / file for file in files if is_pointer(folder / file)), None):
         raise ValueError(f"{folder.name}: {pointer_fault(pointer)}")
-    pickles = [path for path in files if path.suffix.lower() in (".pkl", ".pickle", ".joblib")]
-    for path in pickles:
-        log.warning("%s: left out %s, a pickle, which could run a program and is never opened", folder.name, path.name)
-    tars = [path for path in _near(folder) if path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))]
-    tables = [path for path in _near(folder) if path.suffix.lower() in (".csv", ".jsonl")]
-    parquet = [path for path in _near(folder) if path.suffix.lower() == ".parquet"]
-    zips = [path for path in _near(folder) if path.suffix.lower() in (".zip", ".rar", ".7z")]
-    labelled = [path for path in tables if "file_name" in _columns(path)]
-    by_class = _class_folders(folder)
-    if by_class and not (labelled and len({label for rows in by_class.values() for label in rows.labels}) == 1):
-        if beside := [path.name for path in (*tars, *tables, *parquet, *zips, *folder.glob("*.json"))]:
-            log.warning("%s: ignored %s beside the folders of classes", folder.name, ", ".join(beside[:5]))
-        return by_class
-    if labelled:
-        return _by_table(folder, labelled)
-    if tars:
+    for file in (pickles := _ending(files, PICKLES)):
+        log.warning("%s: left out %s, a pickle, which could run a program and is never opened", folder.name, file)
+    near = [file for file in files if file.count("/") <= 1]
+    by_class = _by_class(folder, files)
+    if len({label for rows in by_class.values() for label in rows.labels}) > 1:
+        return _winner(folder, by_class, near)
+    if tables := [folder / file for file in _ending(near, TABLES) if "file_name" in _columns(folder / file)]:
+        return _by_table(folder, tables, files)
+    if by_class:
+        return _winner(folder, by_class, near)
+    if tars := _ending(near, TARS):
         return {split: _tar_rows(folder, paths) for split, paths in _by_split(folder, tars).items()}
-    if saved := [
-        path.parent for path in files if path.name == "dataset_info.json" and path.with_name("state.json").is_file()
-    ]:
+    if saved := [(folder / file).parent for file in files if file.endswith("dataset_info.json")]:
         return _saved(folder, saved)
-    if parquet:
-        return read_tables(folder.name, _parquet(folder, parquet), stamp_of(parquet))
-    if zips:
-        raise ValueError(f"{folder.name} holds {zips[0].name}; unpack it first: {LAYOUTS}")
-    found = f"{pickles[0].name}, a pickle, which is never opened" if pickles else "no labelled images"
+    if parquet := _ending(near, (".parquet",)):
+        return read_tables(folder.name, _parquet(folder, parquet), stamp_of([folder / file for file in parquet]))
+    if archives := _ending(near, ARCHIVES):
+        raise ValueError(f"{folder.name} holds {archives[0]}; unpack it first: {LAYOUTS}")
+    found = f"{pickles[0]}, a pickle, which is never opened" if pickles else "no labelled images"
     raise ValueError(f"{folder.name} holds {found}; {LAYOUTS}")
 
 
-def _visible(folder: Path) -> Iterator[Path]:
-    """Everything below a folder, but for what is hidden and what systems leave. Links to folders are followed."""
-    for path in _inside(folder):
-        yield path
-        if path.is_dir():
-            yield from _visible(path)
-
-
-def _near(folder: Path) -> list[Path]:
-    """Files in a folder, and in its folders."""
-    return [path for path in _visible(folder) if path.is_file() and len(path.relative_to(folder).parts) <= 2]
-
-
-def _inside(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name not in JUNK]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _inside(folder) if path.is_dir()]
-
-
-def _is_image(path: Path) -> bool:
-    return path.name.lower().endswith(ENDINGS)
-
-
-def _class_folders(folder: Path) -> dict[str, Rows]:
-    """Images in folders of classes; none where there are no such folders."""
-    inside = {path: any(map(_is_image, _inside(path))) for path in _folders(folder)}
-    splits: dict[str, Path] = {}
-    for path in inside:
-        deeper = any(_is_image(file) for own in _folders(path) for file in _inside(own))
-        if (split := split_of(path.name)) and deeper:
-            if split in splits:
-                raise ValueError(f"{folder.name} holds both {splits[split].name} and {path.name}; keep one")
-            splits[split] = path
-    if splits:
-        if others := [path.name for path in inside if path not in splits.values()]:
-            log.warning("%s: ignored %s, which hold no split, or no images by class", folder.name, ", ".join(others))
-        return {split: _by_class(folder, path) for split, path in splits.items()}
-    return {"train": _by_class(folder, folder)} if any(inside.values()) else {}
-
-
-def _by_class(root: Path, folder: Path) -> Rows:
-    files, labels = [], []
-    for own in _folders(folder):
-        every = [path for path in _visible(own) if not path.is_dir()]
-        images = [path for path in every if _is_image(path) and path.is_file()]
-        others = [path for path in every if not _is_image(path)]
-        where = own.relative_to(root)
-        if deep := next((path for path in images if path.parent != own), None):
-            raise ValueError(
-                f"{deep.relative_to(root)} lies in a folder below that of its class, which could be {own.name} or "
-                f"{deep.parent.name}; move the images of each class into one folder"
-            )
-        if others and not images:
-            kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others}))
-            raise ValueError(f"{where}: no file of the class is an image that can be read ({kinds}); convert them")
-        _tell(f"{root.name}: %d files in {where} are not images that can be read, and are left out", others)
-        _tell(
-            f"{root.name}: %d links in {where} point to nothing, and are left out", [p for p in every if not p.exists()]
+def _files(folder: Path) -> list[str]:
+    """Everything below a folder, but for what is hidden and what systems leave; empty folders end with a slash."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:], names = (
+            sorted(n for n in some if not n.startswith(".") and n not in JUNK) for some in (folders, names)
         )
+        where = Path(parent).relative_to(folder).as_posix().removeprefix(".")
+        found += [f"{where}/{name}".removeprefix("/") for name in names]
+        found += [f"{where}/"] if where and not names and not folders else []
+    return found
+
+
+def _ending(files: Iterable[str], endings: tuple[str, ...]) -> list[str]:
+    return [file for file in files if file.lower().endswith(endings)]
+
+
+def _tell(folder: Path, names: list[str], what: str) -> None:
+    if names:
+        log.warning("%s: %d %s, such as %s", folder.name, len(names), what, Path(names[0]).name)
+
+
+def _once(name: str, found: Mapping[str, str], split: str, new: str) -> None:
+    """Raises ValueError where a split comes a second time, from elsewhere."""
+    if found.get(split, new) != new:
+        raise ValueError(f"{name} holds both {found[split]} and {new}; keep one")
+
+
+def _winner(folder: Path, by_class: dict[str, Rows], near: list[str]) -> dict[str, Rows]:
+    if others := _ending(near, (*TABLES, *TARS, *ARCHIVES, ".json", ".parquet")):
+        log.warning("%s: ignored %s beside the folders of classes", folder.name, ", ".join(others[:5]))
+    return by_class
+
+
+def _by_class(folder: Path, files: list[str]) -> dict[str, Rows]:
+    """Images in folders of classes; none where there are no such folders."""
+    images = _ending(files, ENDINGS)
+    flat = dict.fromkeys(file.split("/")[0] for file in images if file.count("/") == 1)
+    deep = dict.fromkeys(file.split("/")[0] for file in files if file.count("/") > 1)
+    if any(file.count("/") > 1 and split_of(file.split("/")[0]) for file in images):
+        splits: dict[str, str] = {}
+        for top in filter(split_of, deep):
+            _once(folder.name, splits, split_of(top), top)
+            splits[split_of(top)] = top
+        if others := [top for top in (flat | deep) if top not in splits.values()]:
+            log.warning("%s: ignored %s, which are no splits of classes", folder.name, ", ".join(others))
+        return {split: _of_classes(folder, f"{top}/", files) for split, top in splits.items()}
+    words = [split_of(top) for top in flat]
+    of_splits = len(words) > 1 and None not in words and len(set(words)) == len(words)
+    return {"train": _of_classes(folder, "", files)} if flat and not of_splits else {}
+
+
+def _of_classes(root: Path, base: str, files: list[str]) -> Rows:
+    """Images in folders of classes below one folder, `base`."""
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        if file.startswith(base):
+            own, *below = file.removeprefix(base).split("/", 1)
+            groups.setdefault(base + own if below else "", []).append(file)
+    loose, kept, labels = _ending(groups.pop("", []), ENDINGS), [], []
+    _tell(root, loose, f"images in {Path(base).name or root.name} lie in no folder of a class, and are left out")
+    for where, every in groups.items():
+        every = [file for file in every if not file.endswith("/")]
+        gone = [file for file in every if not (root / file).exists()]
+        images = [file for file in _ending(every, ENDINGS) if file not in gone]
+        if deep := next((file for file in images if file.count("/") > where.count("/") + 1), None):
+            raise ValueError(
+                f"{deep} lies in a folder below that of its class, which could be {Path(where).name} or "
+                f"{Path(deep).parent.name}; move the images of each class into one folder"
+            )
+        others = [file for file in every if not file.lower().endswith(ENDINGS)]
         if not every:
             log.warning("%s: the folder %s is empty, and no class", root.name, where)
-        files += images
-        labels += [unicodedata.normalize("NFC", own.name)] * len(images)
-    loose = [path for path in _inside(folder) if path.is_file() and _is_image(path)]
-    _tell(f"{root.name}: %d images in {folder.name} lie in no folder of a class, and are left out", loose)
-    return Rows(_file_blobs(root, files), tuple(labels), by_folder=True)
-
-
-def _tell(message: str, paths: list[Path]) -> None:
-    if paths:
-        log.warning(message + ", such as %s", len(paths), paths[0].name)
+        if others and not images:
+            kinds = ", ".join(sorted({Path(file).suffix.lower() or Path(file).name for file in others}))
+            raise ValueError(f"{where}: no file of the class is an image that can be read ({kinds}); convert them")
+        _tell(root, others, f"files in {where} are not images that can be read, and are left out")
+        _tell(root, gone, f"links in {where} point to nothing, and are left out")
+        kept += images
+        labels += [Path(where).name] * len(images)
+    return Rows(_file_blobs(root, [root / file for file in kept]), tuple(labels), by_folder=True)
 
 
 def _file_blobs(root: Path, files: list[Path], extra: Iterable[Path] = ()) -> Blobs:
-    names = tuple(str(path.relative_to(root)) for path in files)
+    names = tuple(os.path.relpath(path, root) for path in files)
     return Blobs(tuple((str(path), 0, -1) for path in files), names, stamp_of([*files, *extra]))
 
 
 def _columns(path: Path) -> list[str]:
-    first = next(iter(_entries(path)), {})
-    return list(first)
+    return list(next(_entries(path), {}))
 
 
 def _entries(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a CSV or JSONL, as text."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            yield from csv.DictReader(file)
-        else:
-            yield from (
-                {k: "" if v is None else str(v) for k, v in json.loads(line).items()} for line in file if line.strip()
-            )
+    """The rows of a CSV or JSONL, as text without blanks at its ends. Raises ValueError for what holds no rows."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file) if path.suffix.lower() == ".csv" else map(json.loads, filter(str.strip, file))
+            for row in rows:
+                yield {str(k).strip(): "" if v is None else str(v).strip() for k, v in dict(row).items()}
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path.name} cannot be read as rows of UTF-8 text: {error}") from error
 
 
-def _by_table(folder: Path, tables: list[Path]) -> dict[str, Rows]:
+def _by_table(folder: Path, tables: list[Path], files: list[str]) -> dict[str, Rows]:
     """Images with a table of their labels, one in the folder, or one in the folder of each split."""
-    found: dict[str, tuple[list[Path], list[str | None]]] = {}
+    found: dict[str, dict[Path, str]] = {}
     for table in tables:
         of_table = split_of(table.parent.name) if table.parent != folder else None
         if len(tables) > 1 and (of_table is None or of_table in found):
-            raise ValueError(
-                f"{folder.name} holds several tables of labels, {', '.join(p.name for p in tables)}; keep one"
-            )
-        column = next((name for name in LABELS if name in _columns(table)), None)
+            shown = ", ".join(os.path.relpath(path, folder) for path in tables)
+            raise ValueError(f"{folder.name} holds {shown}; give one table with a column split, or one to each split")
+        columns = _columns(table)
+        column = next((name for name in LABELS if name in columns), None)
         if column is None:
-            raise ValueError(f"{table.name} has no column {LABELS[0]}; its columns are {', '.join(_columns(table))}")
-        for entry in _entries(table):
-            split = of_table or split_of(entry.get("split") or "") or "train"
-            paths, labels = found.setdefault(split, ([], []))
-            paths.append(table.parent / entry["file_name"])
-            labels.append(unicodedata.normalize("NFC", (entry[column] or "").strip()) or None)
-    named = {path.resolve() for paths, _ in found.values() for path in paths}
-    images = [path for path in _visible(folder) if path.is_file() and _is_image(path)]
-    rest = [path for path in images if path.resolve() not in named]
-    _tell(f"{folder.name}: %d images in the folder are left out, as no table names them", rest)
-    return {split: Rows(_file_blobs(folder, paths, tables), tuple(labels)) for split, (paths, labels) in found.items()}
+            raise ValueError(f"{table.name} has no column {LABELS[0]}; its columns are {', '.join(columns)}")
+        for number, entry in enumerate(_entries(table), 1):
+            word, name = entry.get("split", ""), entry["file_name"]
+            split = of_table or (split_of(word) if word else "train")
+            rows = found.setdefault(split or "", {})
+            if split is None or not name or table.parent / name in rows:
+                what = f"an unknown split, {word!r}" if split is None else f"{name} again" if name else "no file_name"
+                raise ValueError(f"{table.name}: row {number} has {what}; complete the table")
+            rows[table.parent / name] = entry[column]
+    named = {os.path.abspath(path) for rows in found.values() for path in rows}
+    rest = [file for file in _ending(files, ENDINGS) if os.path.abspath(folder / file) not in named]
+    _tell(folder, rest, "images in the folder are left out, as no table names them")
+    return {split: Rows(_file_blobs(folder, [*r], tables), tuple(r.values())) for split, r in found.items()}
 
 
-def _by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Files by their folder's name, or the first word of their own. If none names a split, all are one."""
+def _by_split(folder: Path, files: list[str]) -> dict[str, list[Path]]:
+    """Files by their folder's name, or the first word of their own. If none names a split, all are one.
+
+    Raises ValueError where a split comes from two folders or words, and where it is another word that names one.
+    """
     found: dict[str | None, list[Path]] = {}
-    for path in files:
-        own = split_of(re.split(r"[-_. 0-9]", path.name)[0])
-        found.setdefault(
-            split_of(path.parent.name) if path.parent != folder and split_of(path.parent.name) else own, []
-        ).append(path)
+    sources: dict[str, str] = {}
+    for path in (folder / file for file in files):
+        own = "" if path.parent == folder else path.parent.name
+        words = re.split(r"[-_. 0-9]+", path.name)
+        split = split_of(own) or split_of(words[0])
+        if split:
+            source = own if split_of(own) else f"{own}/{words[0]}".removeprefix("/")
+            _once(folder.name, sources, split, source)
+            sources[split] = source
+        elif any(map(split_of, words)):
+            raise ValueError(f"{folder.name}: begin the name of {path.name} with its split, or put it in its folder")
+        found.setdefault(split, []).append(path)
     rest = found.pop(None, [])
     if found:
-        _tell(f"{folder.name}: %d files belong to no split, and are ignored", rest)
+        _tell(folder, [path.name for path in rest], "files belong to no split, and are ignored")
     return found or {"train": rest}
 
 
@@ -235,24 +250,24 @@ def _tar_rows(folder: Path, paths: list[Path]) -> Rows:
             samples: dict[str, dict[str, tarfile.TarInfo]] = {}
             for member in (member for member in tar if member.isfile() and not Path(member.name).name.startswith(".")):
                 stem, _, kind = Path(member.name).name.partition(".")
-                samples.setdefault(str(Path(member.name).parent / stem), {})[kind.lower()] = member
+                sample = samples.setdefault(str(Path(member.name).parent / stem), {})
+                if sample.setdefault(kind.lower(), member) is not member:
+                    raise ValueError(f"{folder.name}: {path.name} holds {member.name} twice")
             for key, sample in samples.items():
                 image = next((sample[kind] for kind in sample if f".{kind}" in ENDINGS), None)
                 label = _tar_label(tar, sample, f"{path.name}: {key}")
                 if image is None:
-                    bare += [Path(member.name) for member in sample.values()]
+                    bare += [member.name for member in sample.values()]
                     continue
                 pieces.append((str(path), image.offset_data, image.size))
-                names.append(key.removeprefix("./"))
+                names.append(key)
                 labels.append(label)
-    if dotted := next(
-        (path.name for path in bare if re.fullmatch(r".*\..*\.\w+", path.name) and _is_image(path)), None
-    ):
+    if dotted := next((name for name in _ending(bare, ENDINGS) if Path(name).name.count(".") > 1), None):
         raise ValueError(
-            f"{folder.name}: names of files in its tars have dots before their ending, such as {dotted}, where the "
-            "name of a sample ends; rename them without"
+            f"{folder.name}: names of files in its tars have dots before their ending, such as {Path(dotted).name}, "
+            "where the name of a sample ends; rename them without"
         )
-    _tell(f"{folder.name}: %d files in tars belong to no image, and are left out", bare)
+    _tell(folder, bare, "files in tars belong to no image, and are left out")
     return Rows(Blobs(tuple(pieces), tuple(names), stamp_of(paths)), tuple(labels))
 
 
@@ -266,7 +281,7 @@ def _tar_label(tar: tarfile.TarFile, sample: dict[str, tarfile.TarInfo], where: 
             if kind == "json":
                 about = json.loads(value)
                 value = next((about[name] for name in LABELS if about.get(name) is not None), "")
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise ValueError(f"{where}.{kind} cannot be read as a label: {error}") from error
         if value != "":
             return int(value) if kind != "txt" and str(value).isdecimal() else str(value)
@@ -274,58 +289,66 @@ def _tar_label(tar: tarfile.TarFile, sample: dict[str, tarfile.TarInfo], where: 
 
 
 def _saved(folder: Path, saved: list[Path]) -> dict[str, Rows]:
+    """What `save_to_disk` wrote: one set of splits, one set, or a set in the folder of each split."""
     import datasets
 
-    loaded = datasets.load_from_disk(str(folder if (folder / "dataset_dict.json").is_file() else saved[0]))
-    loaded = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    whole = {path.parent for path in saved if (path.parent / "dataset_dict.json").is_file()}
+    if len(whole) > 1 or (whole and any(path.parent not in whole for path in saved)):
+        raise ValueError(f"{folder.name} holds several saved data sets; give the folder of one")
+    loaded = datasets.load_from_disk(str(*whole)) if whole else {p.name: datasets.load_from_disk(str(p)) for p in saved}
     return read_tables(folder.name, loaded, stamp_of([path / "state.json" for path in saved]))
 
 
-def _parquet(folder: Path, files: list[Path]) -> dict:
+def _parquet(folder: Path, files: list[str]) -> dict:
     """Tables of `datasets` by split. Raises ValueError where files have their classes in different orders."""
     import datasets
     import pyarrow.parquet as pq
 
-    names: dict[str, tuple[list[str], Path]] = {}
-    for path in files:
-        for column, kind in datasets.Features.from_arrow_schema(pq.read_schema(path)).items():
+    names: dict[str, tuple[list[str], str]] = {}
+    for file in files:
+        for column, kind in datasets.Features.from_arrow_schema(pq.read_schema(folder / file)).items():
             if isinstance(kind, datasets.ClassLabel):
-                first, where = names.setdefault(column, (kind.names, path))
+                first, where = names.setdefault(column, (kind.names, file))
                 if first != kind.names:
                     raise ValueError(
-                        f"{folder.name}: {where.name} and {path.name} have the classes of {column} in different orders "
+                        f"{folder.name}: {where} and {file} have the classes of {column} in different orders "
                         f"({', '.join(first[:5])} and {', '.join(kind.names[:5])}); write both with the same"
                     )
     listed = {split: list(map(str, paths)) for split, paths in _by_split(folder, files).items()}
     return datasets.load_dataset("parquet", data_files=listed)
 
 
-def read_tables(name: str, loaded: dict, stamp: str) -> dict[str, Rows]:
+def read_tables(name: str, loaded: Mapping[str, Any], stamp: str) -> dict[str, Rows]:
     """Splits of `datasets`, by the types of their columns. Raises ValueError for no images, or no labels."""
     import datasets
 
-    tables = {ours: loaded[theirs] for theirs in loaded if (ours := split_of(theirs))}
-    if not tables and len(loaded) == 1:
-        tables = {"train": next(iter(loaded.values()))}
-    if not tables:
+    theirs: dict[str, str] = {}
+    for word in filter(split_of, loaded):
+        _once(name, theirs, split_of(word), word)
+        theirs[split_of(word)] = word
+    if len(loaded) == 1:
+        theirs = theirs or {"train": next(iter(loaded))}
+    if not theirs:
         raise ValueError(f"{name} has no split called train or test; its splits are {', '.join(loaded)}")
-    features = next(iter(tables.values())).features
-    images = [c for c, kind in features.items() if isinstance(kind, datasets.Image)] or [
-        c for c in IMAGES if c in features
-    ]
+    if others := [word for word in loaded if word not in theirs.values()]:
+        log.warning("%s: ignored the splits %s", name, ", ".join(others))
+    features = loaded[next(iter(theirs.values()))].features
+    images = [c for c, kind in features.items() if isinstance(kind, datasets.Image)]
+    images = images or [c for c in IMAGES if c in features]
     image = next((column for column in IMAGES if column in images), images[0] if len(images) == 1 else None)
     kinds = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    texts = [c for c in LABELS if c in features and getattr(features[c], "dtype", "") in ("string", "large_string")]
-    label = next(
-        iter([*(c for c in LABELS if c in kinds), *kinds, *texts, *(c for c in LABELS if c in features)]), None
-    )
+    named = [c for c in LABELS if c in features]
+    texts = [c for c in named if getattr(features[c], "dtype", "") in ("string", "large_string")]
+    labels = [*(c for c in named if c in kinds), *texts, *(kinds if len(kinds) == 1 else ()), *named]
+    label = next(iter(labels), None)
     if image is None or label is None or not isinstance(features[label], datasets.ClassLabel | datasets.Value):
         raise ValueError(
             f"{name} has no one column of images and one of labels; its columns are {', '.join(features)}. Call them "
             f"{IMAGES[0]} and {LABELS[0]}"
         )
     rows = {}
-    for split, table in tables.items():
+    for split, word in theirs.items():
+        table = loaded[word]
         encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         own, values = features[label], table[label][:]
         if isinstance(own, datasets.ClassLabel):

@@ -17,7 +17,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse
-from residual.encoders.weights import weight_files
+from residual.encoders.weights import WeightsError, weight_files
 
 MODELS = (models.CLIP, models.CustomTextCLIP, CoCa)
 
@@ -31,7 +31,10 @@ def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
     tag = _checked_tag(name, model_name, pretrained)
     file = Path(tag) if tag and Path(tag).is_file() else None
     if folder and pretrained:
-        (file,) = weight_files(folder)
+        with clear_errors(name, folder):
+            file, *more = weight_files(folder)
+        if more:
+            raise WeightsError(f"{folder} holds weights in {1 + len(more)} shards; open_clip reads one file")
     with clear_errors(name, folder or file), _quiet():
         known = open_clip.get_pretrained_cfg(model_name, tag) if tag and not file else None
         options = {"quick_gelu": bool(known.get("quick_gelu", False))} if known else {}  # as the weights were trained

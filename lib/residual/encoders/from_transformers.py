@@ -62,7 +62,8 @@ def load(name: str, source: str, pretrained: bool | str, offline: dict | None = 
     if isinstance(pretrained, str):
         raise ValueError(f"{name} is a model of transformers and has no tags; pretrained={pretrained!r} does not apply")
     folder = Path(source) if Path(source).is_dir() else None
-    files = weight_files(folder) if folder and pretrained else None
+    with clear_errors(name, folder):
+        files = weight_files(folder) if folder and pretrained else None
     if offline and not pretrained:
         config = hf.AutoConfig.for_model(**offline)
     else:

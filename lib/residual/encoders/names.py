@@ -19,7 +19,7 @@ PRECISIONS = ("float16", "bfloat16", "float32")  # of forward passes
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where an encoder of the paper comes from; `config` builds it offline with random weights."""
 
     id: str
@@ -47,17 +47,17 @@ def _blip_config(layers: int) -> dict:
 
 
 PAPER = {
-    "OpenCLIP-L": Source("ViT-L-14", "laion2b_s32b_b82k"),
-    "OpenCLIP-B": Source("ViT-B-16", "laion2b_s34b_b88k"),
-    "CLIP-L": Source("ViT-L-14-quickgelu", "openai"),  # OpenAI trained with QuickGELU
-    "CLIP-B": Source("ViT-B-16-quickgelu", "openai"),
-    "BLIP-L": Source("Salesforce/blip-itm-large-flickr", config=_blip_config(24)),
-    "BLIP-B": Source("Salesforce/blip-itm-base-flickr", config=_blip_config(12)),
-    "DINOv2-L": Source("facebook/dinov2-large", config=_dinov2_config(24)),
-    "DINOv2-S": Source("facebook/dinov2-small", config=_dinov2_config(12, heads=6)),  # not in the paper
-    "DINOv2-B": Source("facebook/dinov2-base", config=_dinov2_config(12)),
-    "ViT-L": Source("google/vit-large-patch16-224", config=_vit_sizes(24, model_type="vit")),
-    "ViT-B": Source("google/vit-base-patch16-224", config=_vit_sizes(12, model_type="vit")),
+    "OpenCLIP-L": Origin("ViT-L-14", "laion2b_s32b_b82k"),
+    "OpenCLIP-B": Origin("ViT-B-16", "laion2b_s34b_b88k"),
+    "CLIP-L": Origin("ViT-L-14-quickgelu", "openai"),  # OpenAI trained with QuickGELU
+    "CLIP-B": Origin("ViT-B-16-quickgelu", "openai"),
+    "BLIP-L": Origin("Salesforce/blip-itm-large-flickr", config=_blip_config(24)),
+    "BLIP-B": Origin("Salesforce/blip-itm-base-flickr", config=_blip_config(12)),
+    "DINOv2-L": Origin("facebook/dinov2-large", config=_dinov2_config(24)),
+    "DINOv2-S": Origin("facebook/dinov2-small", config=_dinov2_config(12, heads=6)),  # not in the paper
+    "DINOv2-B": Origin("facebook/dinov2-base", config=_dinov2_config(12)),
+    "ViT-L": Origin("google/vit-large-patch16-224", config=_vit_sizes(24, model_type="vit")),
+    "ViT-B": Origin("google/vit-base-patch16-224", config=_vit_sizes(12, model_type="vit")),
 }
 
 
@@ -105,7 +105,7 @@ def needs_no_hub(name: str) -> bool:
 def weights_repo(name: str) -> str:
     """The hub id of the repository that holds an encoder's weights; empty where it is not on a hub, or not known."""
     base, tag = split_tag(name)
-    source = PAPER.get(base) or Source(base.removeprefix("hf-hub:"), tag or None)
+    source = PAPER.get(base) or Origin(base.removeprefix("hf-hub:"), tag or None)
     if source.tag:
         import open_clip
 

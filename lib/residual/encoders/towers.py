@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from textwrap import shorten
 
 import torch.nn.functional as F
@@ -131,7 +132,9 @@ def clear_errors(name: str, folder: Path | None = None) -> Iterator[None]:
     except WeightsError:
         raise
     except Exception as error:
-        reason = shorten(" ".join(str(error).split()).rstrip(".") or type(error).__name__, LONGEST)
+        program = "its file of weights is damaged, or holds a program, which is not run; give safetensors"
+        told = program if isinstance(error, UnpicklingError) else " ".join(str(error).split()).rstrip(".")
+        reason = shorten(told or type(error).__name__, LONGEST)
         advice = f"Check the files of {folder}: they must be whole, and of one model" if folder else (
             "Connect once, set HF_HOME to a cache that holds it, or give a local folder"
         )  # fmt: skip

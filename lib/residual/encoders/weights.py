@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
@@ -53,24 +52,18 @@ def weight_files(folder: Path) -> list[Path]:
 def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
     """Tensors by name, also where a checkpoint of a training has them under "state_dict" or "model".
 
-    Raises WeightsError for a file that holds a program, or no tensors.
+    Raises WeightsError for a file that holds no tensors, and UnpicklingError for one that holds a program.
     """
     weights: dict[str, Tensor] = {}
     for path in files:
-        stored = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        safe = path.suffix == ".safetensors"
+        stored = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        stored = stored if isinstance(stored, dict) else {type(stored).__name__: None}
         inner = next((stored[key] for key in ("state_dict", "model") if isinstance(stored.get(key), dict)), stored)
         if not (tensors := {name: value for name, value in inner.items() if isinstance(value, Tensor)}):
             raise WeightsError(f"{path} holds no weights by name, but {', '.join(map(str, list(stored)[:5]))}")
         weights |= tensors
     return weights
-
-
-def _unpickled(path: Path) -> dict:
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise WeightsError(f"{path} is damaged, or holds a program, which is not run; give safetensors") from error
-    return stored if isinstance(stored, dict) else {type(stored).__name__: None}
 
 
 def check_values(model: nn.Module, name: str) -> None:
