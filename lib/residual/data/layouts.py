@@ -109,10 +109,10 @@ def _tell(folder: Path, names: list[str], what: str) -> None:
         log.warning("%s: %d %s, such as %s", folder.name, len(names), what, Path(names[0]).name)
 
 
-def _once(name: str, found: Mapping[str, str], split: str, new: str) -> None:
-    """Raises ValueError where a split comes a second time, from elsewhere."""
-    if found.get(split, new) != new:
-        raise ValueError(f"{name} holds both {found[split]} and {new}; keep one")
+def _claim(name: str, found: dict[str, str], split: str, source: str) -> None:
+    """Note where a split comes from. Raises ValueError where it came from elsewhere before."""
+    if found.setdefault(split, source) != source:
+        raise ValueError(f"{name} holds both {found[split]} and {source}; keep one")
 
 
 def _winner(folder: Path, by_class: dict[str, Rows], near: list[str]) -> dict[str, Rows]:
@@ -129,8 +129,7 @@ def _by_class(folder: Path, files: list[str]) -> dict[str, Rows]:
     if any(file.count("/") > 1 and split_of(file.split("/")[0]) for file in images):
         splits: dict[str, str] = {}
         for top in filter(split_of, deep):
-            _once(folder.name, splits, split_of(top), top)
-            splits[split_of(top)] = top
+            _claim(folder.name, splits, split_of(top), top)
         if others := [top for top in (flat | deep) if top not in splits.values()]:
             log.warning("%s: ignored %s, which are no splits of classes", folder.name, ", ".join(others))
         return {split: _of_classes(folder, f"{top}/", files) for split, top in splits.items()}
@@ -150,7 +149,7 @@ def _of_classes(root: Path, base: str, files: list[str]) -> Rows:
     _tell(root, loose, f"images in {Path(base).name or root.name} lie in no folder of a class, and are left out")
     for where, every in groups.items():
         every = [file for file in every if not file.endswith("/")]
-        gone = [file for file in every if not (root / file).exists()]
+        gone = dict.fromkeys(file for file in every if not (root / file).exists())
         images = [file for file in _ending(every, ENDINGS) if file not in gone]
         if deep := next((file for file in images if file.count("/") > where.count("/") + 1), None):
             raise ValueError(
@@ -164,7 +163,7 @@ def _of_classes(root: Path, base: str, files: list[str]) -> Rows:
             kinds = ", ".join(sorted({Path(file).suffix.lower() or Path(file).name for file in others}))
             raise ValueError(f"{where}: no file of the class is an image that can be read ({kinds}); convert them")
         _tell(root, others, f"files in {where} are not images that can be read, and are left out")
-        _tell(root, gone, f"links in {where} point to nothing, and are left out")
+        _tell(root, list(gone), f"links in {where} point to nothing, and are left out")
         kept += images
         labels += [Path(where).name] * len(images)
     return Rows(_file_blobs(root, [root / file for file in kept]), tuple(labels), by_folder=True)
@@ -229,8 +228,7 @@ def _by_split(folder: Path, files: list[str]) -> dict[str, list[Path]]:
         split = split_of(own) or split_of(words[0])
         if split:
             source = own if split_of(own) else f"{own}/{words[0]}".removeprefix("/")
-            _once(folder.name, sources, split, source)
-            sources[split] = source
+            _claim(folder.name, sources, split, source)
         elif any(map(split_of, words)):
             raise ValueError(f"{folder.name}: begin the name of {path.name} with its split, or put it in its folder")
         found.setdefault(split, []).append(path)
@@ -324,8 +322,7 @@ def read_tables(name: str, loaded: Mapping[str, Any], stamp: str) -> dict[str, R
 
     theirs: dict[str, str] = {}
     for word in filter(split_of, loaded):
-        _once(name, theirs, split_of(word), word)
-        theirs[split_of(word)] = word
+        _claim(name, theirs, split_of(word), word)
     if len(loaded) == 1:
         theirs = theirs or {"train": next(iter(loaded))}
     if not theirs:
