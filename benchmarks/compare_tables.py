@@ -1,7 +1,7 @@
 """Compares every table of two runs: `python benchmarks/compare_tables.py OLD NEW`, two folders of _build/results.
 
-Prints each table and column that differs, and the largest difference of a number. Seconds, and costs.csv, which holds
-times and memory, are left out. Exits with 1 where anything else differs.
+Prints each table and column that differs, and the largest difference of a number. Rows may come in another order.
+Seconds, and costs.csv, which holds times and memory, are left out. Exits with 1 where anything else differs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ def differences(old: pd.DataFrame, new: pd.DataFrame) -> Iterator[tuple[str, flo
             yield column, float("inf")
 
 
+def ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows by their texts and whole numbers, seconds left out."""
+    table = table.drop(columns="seconds", errors="ignore")
+    keys = [name for name in table if not pd.api.types.is_float_dtype(table[name])]
+    return table.sort_values(keys, ignore_index=True, kind="stable") if keys else table
+
+
 def main() -> int:
     folders = [Path(argument) for argument in sys.argv[1:3]]
     names = [{path.name for path in folder.glob("*.csv")} - {"costs.csv"} for folder in folders]
@@ -35,7 +42,7 @@ def main() -> int:
         print(f"{name}: in one run only")
     worst = float("inf") if names[0] - names[1] else 0.0
     for name in sorted(names[0] & names[1]):
-        tables = (pd.read_csv(folder / name).drop(columns="seconds", errors="ignore") for folder in folders)
+        tables = (ordered(pd.read_csv(folder / name)) for folder in folders)
         for what, gap in differences(*tables):
             print(f"{name}, {what}: {gap:g}")
             worst = max(worst, gap)

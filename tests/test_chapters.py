@@ -197,7 +197,9 @@ def test_chapters_can_be_read_on_the_page(path):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 12, f"{node.name} belongs in the library"
-        if "figures." in cell.source and "mystnb" in cell.metadata:
+        if {"hide-input", "hide-cell"} & set(cell.metadata.get("tags", ())):
+            assert cell.metadata["mystnb"]["code_prompt_show"], "a folded cell needs a name that says what it does"
+        if "figure" in cell.metadata.get("mystnb", {}) and "figures." in cell.source:
             assert cell.metadata["mystnb"]["image"]["alt"]
             assert cell.metadata["mystnb"]["figure"]["caption"]
 

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import ast
 import time
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-import matplotlib
 import pandas as pd
 from IPython.display import Markdown
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 from myst_nb import glue
-from pandas.io.formats.style import Styler
 
-from edition import results
-from edition.claims import claim_table, found
+from edition import claims, figures, results
 from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, extractions, task_parts
-from edition.pages import READS, ParameterError, chapter_defaults, chapter_path, project_root
-from edition.parameters import check_parameters, without_missing
+from edition.pages import ParameterError, project_root
+from edition.parameters import namespace_parameters
+from edition.reproduction import task_classes
 from edition.tables import styled
 from residual.data.names import SPLITS, split_task
 from residual.files import replacing
 
 if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
     from torch import Tensor
 
     from residual.data.dataset import Dataset
@@ -37,31 +34,20 @@ if TYPE_CHECKING:
 class Chapter:
     """One run of a chapter.
 
-    name: of its file in book/. namespace: `globals()`, in which the cell tagged `parameters` has assigned them.
-    Raises ParameterError, before any work, for bad or missing parameters.
+    name: of its file in book/. namespace: `globals()`, in which the cell tagged `parameters` has assigned them; it is
+    only read. Raises ParameterError, before any work, for bad or missing parameters.
     """
 
     def __init__(self, name: str, namespace: dict[str, Any]) -> None:
-        self.started = time.monotonic()
-        self.name, names = name, chapter_defaults(chapter_path(name))
-        if missing := sorted(set(names) - set(namespace)):
-            raise ParameterError(f"no parameters {missing}; the first cell of book/{name}.md assigns them")
-        if strange := sorted(_injected(namespace.get("In", ())) - set(names)):
-            raise ParameterError(f"{name} has no parameters {strange}; it has {sorted(names)}")
-        given = {key: namespace[key] for key in names}
-        check_parameters(**given)
-        self.parameters, self.left_out = without_missing(given)
-        namespace.update(self.parameters)
+        self.started, self.name, self.root = time.monotonic(), name, project_root()
+        self.parameters, self.left_out = namespace_parameters(name, namespace)
         if self.left_out:
             print(f"Left out, as its package is not installed: {self.left_out}.")
-        self.profile, self.root = self.parameters["profile"], project_root()
+        self.profile = self.parameters["profile"]
         self.folder = self.root / self.parameters["results"]  # of tables and other results
         self._units: dict[Extraction, StoredUnits] = {}
-        self._weights: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()  # -> their hash; no chapter changes them
-        set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure from every run
-        # Text of figures stays text, which can be read and searched; each names the fonts it may have.
-        fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
-        matplotlib.rcParams |= {"svg.hashsalt": "residual"} | fonts
+        self._weights: dict[str, str] = {}  # encoder -> hash; no chapter changes them
+        figures.set_style()
 
     def encoder(self, name: str) -> Encoder:
         p = self.parameters
@@ -77,7 +63,7 @@ class Chapter:
         """All that the chapter may extract: of each encoder first the set it is about, or the reference set."""
         return extractions(self.name, self.parameters)
 
-    def _extraction(self, dataset: str | None, split: str | None, encoder: str | None = None) -> Extraction:
+    def _extraction(self, dataset: str | None, split: str | None, encoder: str | None) -> Extraction:
         ours = [e for e in self.extractions if encoder in (None, e.encoder)]
         if dataset is not None:
             key = dataset, split or self.parameters["split"]
@@ -87,36 +73,34 @@ class Chapter:
         return ours[0]
 
     def data(self, dataset: str | None = None, split: str | None = None, encoder: str | None = None) -> Dataset:
-        """The images that the chapter reads of a data set; by default of its own, or of the reference set.
-
-        encoder: that reads them, by default the first; the shipped encoder has larger ones.
-        """
+        """The images that an encoder, by default the first, reads of a set, by default the chapter's own."""
         return self._extraction(dataset, split, encoder or self.parameters["encoders"][0]).data()
 
     def units(self, encoder: Encoder, dataset: str | None = None, split: str | None = None) -> StoredUnits:
         """The units of these images, extracted by whichever chapter comes first, and checked once by each."""
         extraction = self._extraction(dataset, split, encoder.name)
         if extraction not in self._units:
-            if encoder not in self._weights:
-                self._weights[encoder] = encoder.weights_hash()
-            options = {"progress": False, "weights_hash": self._weights[encoder]}
+            sha256 = self._weights[encoder.name] = self._weights.get(encoder.name) or encoder.weights_hash()
+            options = {"progress": False, "weights_hash": sha256}
             self._units[extraction] = extraction.units(encoder, extraction.data(), **options)
         return self._units[extraction]
 
-    def task(self, task: str) -> dict[str, tuple[Dataset, Tensor]]:
-        """Every split of a task with its labels; see `task_parts`."""
-        return task_parts(task, self.parameters["images"], self.parameters["seed"])
+    def pairs(self) -> list[tuple[Encoder, str]]:
+        """Every encoder with every task. Raises ParameterError for a task without training images of a class."""
+        for task in self.parameters["tasks"]:
+            task_parts(task, self.parameters["images"], self.parameters["seed"])
+        return list(product(self.encoders().values(), self.parameters["tasks"]))
 
     def task_units(self, encoder: Encoder, task: str) -> tuple[dict[str, StoredUnits], dict[str, Tensor]]:
         """Units and labels of every split of a task."""
-        units = {split: self.units(encoder, split_task(task)[0], split) for split in SPLITS}
-        return units, self.labels(encoder, task)
-
-    def labels(self, encoder: Encoder, task: str) -> dict[str, Tensor]:
-        """The labels of every split of a task, of the images that an encoder reads."""
         name, factor = split_task(task)
-        splits = {split: self._extraction(name, split, encoder.name).data() for split in SPLITS}
-        return {split: data.factors[factor].values if factor else data.labels for split, data in splits.items()}
+        data = {split: self.data(name, split, encoder.name) for split in SPLITS}
+        labels = {split: part.factors[factor].values if factor else part.labels for split, part in data.items()}
+        return {split: self.units(encoder, name, split) for split in SPLITS}, labels
+
+    def classes(self, encoder: Encoder, task: str) -> Tensor:
+        """A direction for each class of a task; see `edition.reproduction.task_classes`."""
+        return task_classes(encoder, task, *self.task_units(encoder, task), self.parameters)
 
     def save(self, table: pd.DataFrame, name: str) -> None:
         """Write a tidy table to <name>.csv in the folder of results. Raises KeyError for one not in results.yml."""
@@ -127,40 +111,19 @@ class Chapter:
             table.to_csv(partial, index=False, float_format="%.6g")
 
     def load(self, name: str, chapter: str) -> pd.DataFrame:
-        """A table that another chapter saved. Raises FileNotFoundError that names the chapter to run."""
+        """A table that another chapter saved; errors as `find`."""
         return results.read_table(self.find(f"{name}.csv", chapter), chapter=chapter)
 
-    def load_if_there(self, name: str, chapter: str) -> pd.DataFrame | None:
-        """The same, and None, with a note, where that chapter was not run."""
-        try:
-            return self.load(name, chapter)
-        except FileNotFoundError as error:
-            print(f"left out: {error}")
-            return None
-
     def find(self, file: str, chapter: str) -> Path:
-        """A file that another chapter saved, among these results or the book's.
-
-        Raises FileNotFoundError that names the chapter to run.
-        """
-        folders = self.folder, self.root / "_build/results" / self.profile
-        path = next((folder / file for folder in folders if (folder / file).is_file()), None)
-        if path is None:
-            there = self.folder / file
-            raise FileNotFoundError(f"no {there}; run the chapter {chapter} with the same profile first, or make book")
-        return path
-
-    def load_all(self, prefix: str) -> pd.DataFrame:
-        """The tables <prefix>_<chapter> of every chapter that this one reads, one below the other."""
-        tables = {name: self.load(f"{prefix}_{name}", name).assign(chapter=name) for name in READS[self.name]}
-        return pd.concat(tables.values(), ignore_index=True)
+        """A file that another chapter saved, among these results or the book's; errors as `edition.results.find`."""
+        return results.find(file, chapter, (self.folder, self.root / "_build/results" / self.profile))
 
     def claims(self, rows: Iterable[pd.DataFrame]) -> Styler:
         """Save the chapter's verdicts, rows of `edition.claims.check`, and show them; glues what was `found`."""
         table = pd.concat(list(rows))
         self.save(table, f"claims_{self.name}")
-        self.glue(found=Markdown(found(table)))
-        return claim_table(table)
+        self.glue(found=Markdown(claims.found(table)))
+        return claims.claim_table(table)
 
     @staticmethod
     def glue(**values: Any) -> None:
@@ -173,10 +136,3 @@ class Chapter:
         facts |= {"left_out": self.left_out} if self.left_out else {}
         facts["again"] = f"make chapter CHAPTER={self.name} PROFILE={self.profile}"
         return styled(results.run_card(time.monotonic() - self.started, self.parameters | facts), wrap=True)
-
-
-def _injected(sources: Iterable[str]) -> set[str]:
-    """The names that papermill's own cell of parameters assigned, among the cells that were run."""
-    cells = (source for source in sources if source.startswith("# Parameters"))
-    assigned = (statement for source in cells for statement in ast.parse(source).body)
-    return {target.id for statement in assigned for target in getattr(statement, "targets", ())}

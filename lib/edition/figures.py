@@ -13,8 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-
-plt.rcParams["text.parse_math"] = False  # a dollar in the name of a folder or a class is a dollar
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 COLOURS, DASHES, MARKS = (
     sns.color_palette("colorblind"),
@@ -25,6 +24,14 @@ DIMENSIONS = {"linear_id": "L", "twonn_id": "N", "ratio": "Ratio", "evr1": "EVR\
 DECIMALS = {"linear_id": 1, "twonn_id": 1, "ratio": 2, "evr1": 2}
 DARKEST = {"linear_id": 1.0, "twonn_id": 0.5, "ratio": 5.0, "evr1": 1.0}  # L and N as shares of a head's width
 WIDTH = 64  # of the paper's heads
+
+
+def set_style() -> None:
+    """Figures that are the same from every run, and whose text can be read and searched."""
+    set_matplotlib_formats("svg", metadata={"Date": None})
+    plt.rcParams["text.parse_math"] = False  # a dollar in the name of a folder or a class is a dollar
+    fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}  # text stays text
+    plt.rcParams.update({"svg.hashsalt": "residual"} | fonts)
 
 
 def panels(count: int, height: float, width: float = 3.2, across: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -67,31 +74,6 @@ def lines(
         ax.set_ylabel(y if ax.get_subplotspec().is_first_col() else "")
     legend_below(figure)
     return drawn
-
-
-def radar(table: pd.DataFrame, methods: Mapping[str, str], tasks: Sequence[str]) -> list[Axes]:
-    """Fig. 5 and 16: accuracy by task on spokes, one panel for each model.
-
-    table: columns model, dataset, method, accuracy. methods: key -> name in the legend.
-    """
-    models, there = list(dict.fromkeys(table["model"])), set(table["method"])
-    figure, axes = panels(len(models), 4.4, 3.9, subplot_kw={"projection": "polar"})
-    angles = np.linspace(0, 2 * np.pi, len(tasks), endpoint=False)
-    for ax, model in zip(axes, models, strict=True):
-        values = table[table["model"] == model].pivot(index="dataset", columns="method", values="accuracy")
-        values = values.reindex(index=tasks, columns=[method for method in methods if method in there])
-        for index, (method, column) in enumerate(values.items()):
-            style = {"color": COLOURS[index], "ls": DASHES[index], "marker": MARKS[index], "ms": 3.5}
-            ax.plot([*angles, angles[0]], [*column, column.iloc[0]], label=methods[method], **style)
-        ax.set_xticks(angles, tasks, fontsize=7)
-        for label, angle in zip(ax.get_xticklabels(), angles, strict=True):
-            label.set_ha("center" if abs(np.cos(angle)) < 0.1 else "left" if np.cos(angle) > 0 else "right")
-        ax.tick_params(axis="x", pad=-2)
-        ax.set_yticks([0.25, 0.5, 0.75], ["", "0.5", ""], fontsize=7)
-        ax.set(ylim=(0, 1))
-        ax.set_title(model, pad=18)
-    legend_below(figure)
-    return axes
 
 
 def accuracy_dots(table: pd.DataFrame, measures: Mapping[str, str]) -> list[Axes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,3 +123,24 @@ def chapter_parameters(chapter: str, profile: Path) -> dict[str, Any]:
     values = chapter_defaults(chapter_path(chapter)) | read_profile(profile, chapter)
     check_parameters(**values)
     return without_missing(values)[0]
+
+
+def namespace_parameters(chapter: str, namespace: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The parameters that a notebook's first cell has assigned, and what was left out; see `without_missing`.
+
+    Raises ParameterError for bad and missing ones, and for those of papermill that the chapter does not have.
+    """
+    names = chapter_defaults(chapter_path(chapter))
+    if missing := sorted(set(names) - set(namespace)):
+        raise ParameterError(f"no parameters {missing}; the first cell of book/{chapter}.md assigns them")
+    if strange := sorted(_injected(namespace.get("In", ())) - set(names)):
+        raise ParameterError(f"{chapter} has no parameters {strange}; it has {sorted(names)}")
+    check_parameters(**(given := {key: namespace[key] for key in names}))
+    return without_missing(given)
+
+
+def _injected(sources: Iterable[str]) -> set[str]:
+    """The names that papermill's own cell of parameters assigned, among the cells that were run."""
+    cells = (source for source in sources if source.startswith("# Parameters"))
+    assigned = (statement for source in cells for statement in ast.parse(source).body)
+    return {target.id for statement in assigned for target in getattr(statement, "targets", ())}

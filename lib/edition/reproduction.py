@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
+from edition.results import published
 from edition.tables import styled
 from miniature import NOISE
 from residual.data.catalogue import catalogue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from residual.encoders.encoder import Encoder
+    from residual.store import StoredUnits
 
 # How much a cell may differ, absolute and relative, in addition to two standard errors of ours. The paper rounds to two
 # digits, and does not say which 80,000 images it took or how TwoNN treats outliers.
@@ -130,3 +138,24 @@ def check_base(
         'differ by 0.2 on SVHN between names as words ("zero") and figures. '
         "Check classnames.txt of the set, its revision and the encoder's weights; or raise base_tolerance to go on."
     )
+
+
+def task_classes(
+    encoder: Encoder, task: str, units: dict[str, StoredUnits], labels: dict[str, Tensor], parameters: dict[str, Any]
+) -> Tensor:
+    """A direction for each class of a task [c d]: of its texts, or, where an encoder reads none, of its images' mean.
+
+    units, labels: of every split. Raises ValueError as `check_base`.
+    """
+    from residual import load_dataset
+    from residual.selection import class_encodings, class_means, zero_shot_accuracy
+
+    named = load_dataset(task, "test", seed=parameters["seed"])
+    if encoder.reads_text:
+        classes = class_encodings(encoder, named)
+    else:
+        classes = class_means(units["train"].outputs(), labels["train"], len(named.classes))
+    accuracy, _ = zero_shot_accuracy(units["test"].outputs(), classes, labels["test"])
+    facts = {"prompts": named.prompts(), "tolerance": parameters["base_tolerance"]}
+    check_base(encoder.name, task, accuracy, published("unit_selection"), **facts)
+    return classes

@@ -6,7 +6,7 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,14 @@ def published(name: str) -> pd.DataFrame:
 def measured(name: str) -> pd.DataFrame:
     """A table measured once on a machine that a run of the book does not have, from book/measured."""
     return pd.read_csv(project_root() / "book/measured" / f"{name}.csv")
+
+
+def find(file: str, chapter: str, folders: Iterable[Path]) -> Path:
+    """A file in the first of several folders that has it. Raises FileNotFoundError that names the chapter to run."""
+    places = [folder / file for folder in folders]
+    if path := next((place for place in places if place.is_file()), None):
+        return path
+    raise FileNotFoundError(f"no {places[0]}; run the chapter {chapter} with the same profile first, or make book")
 
 
 def read_table(path: Path, *, chapter: str) -> pd.DataFrame:

@@ -11,24 +11,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from residual.encoders.encoder import Encoder
+from residual.selection import zero_shot_accuracy
 from residual.store import StoredUnits
 from residual.tensors import DamagedFileError, read_tensors, write_tensors
-from residual.training import FineTuned, Fit, find_rate, fit, parameter_count, transformed
+from residual.training import FineTuned, Fit, Inputs, Schedule, find_rate, fit, parameter_count, transformed
 from residual.units import Unit, Units, head_frames, trace
 
 __all__ = [
-    "AlignedEncoder", "Bases", "FineTuned", "Fit", "LinearAligner", "ResiDual", "component_scores", "find_rate", "fit",
-    "parameter_count", "reference_bases", "transformed",
+    "AlignedEncoder", "Bases", "FineTuned", "Fit", "LinearAligner", "ResiDual", "align", "aligner_inputs",
+    "component_scores", "find_rate", "fit", "parameter_count", "reference_bases", "transformed",
 ]  # fmt: skip
 
 CUT = 0.9  # of the variance, for RD*
 KINDS = ("RD", "RD*", "RD_Y", "O")
+SCALE = 100.0  # of cosines, where an encoder has no logit scale, as BLIP
+# Of the authors' code, whose other training options are in `training_options`.
+RATES = {"RD": 0.8, "RD*": 0.8, "O": 0.8, "RD_Y": 1e-3}
+LINEAR_RATE, TUNING_RATE = 1e-3, 1e-5
 
 
 @dataclass(frozen=True)
@@ -147,14 +153,14 @@ def _unit_scores(shard: dict[str, Tensor], units: StoredUnits, unit: Unit, compo
 class LinearAligner(nn.Linear):
     """The paper's Lin: a map of the output onto itself. d^2 + d parameters.
 
-    start: "neutral", the identity, or "random", as PyTorch draws a linear layer, and as the authors' code starts.
+    reading: "text" starts from the identity, "code" as PyTorch draws a linear layer, like the authors' code.
     """
 
-    def __init__(self, dimension: int, *, start: str = "neutral", seed: int = 0) -> None:
+    def __init__(self, dimension: int, *, reading: str = "text", seed: int = 0) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__(dimension, dimension)
-        if start == "neutral":
+        if reading == "text":
             nn.init.eye_(self.weight)
             nn.init.zeros_(self.bias)
 
@@ -163,14 +169,14 @@ class ResiDual(nn.Module):
     """Scales every principal component of every residual unit by a lambda (Eq. 6 and 7).
 
     As in Eq. 6, the means that were subtracted are not added back. Source: section 4.2; for "O", section 4.1.
-    start: lambdas are 1 before training, "neutral", or drawn from N(1, 1), "random", as in the authors' code.
+    reading: lambdas are 1 before training, "text", or drawn from N(1, 1), "code", as in the authors' code.
     """
 
-    def __init__(self, bases: Bases, *, start: str = "neutral", seed: int = 0) -> None:
+    def __init__(self, bases: Bases, *, reading: str = "text", seed: int = 0) -> None:
         super().__init__()
         self.bases = bases
         noise = torch.randn(bases.lambda_count, generator=torch.Generator().manual_seed(seed))
-        self.lambdas = nn.Parameter(1 + noise if start == "random" else torch.ones_like(noise))
+        self.lambdas = nn.Parameter(1 + noise if reading == "code" else torch.ones_like(noise))
         self.register_buffer("components", bases.components, persistent=False)
         tied = bases.kind == "O"
         self.register_buffer("unit_index", bases.unit_index if tied else None, persistent=False)
@@ -220,6 +226,48 @@ class ResiDual(nn.Module):
         except (DamagedFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a ResiDual, or is damaged: {error}") from error
         return adapter
+
+
+def training_options(aligner: nn.Module, encoder: Encoder, reading: str = "text") -> dict[str, Any]:
+    """Options of `fit` for an aligner, in one reading of the paper.
+
+    "text": cosines times the logit scale, a rate that is searched for, a warm-up. "code", the authors' first release:
+    inner products, fixed rates, no warm-up; fine-tuning in batches of 128 with gradients clipped at 1.
+    """
+    if reading == "text":
+        return {"scale": encoder.logit_scale or SCALE}
+    if isinstance(aligner, FineTuned):
+        return {"scale": None, "rate": TUNING_RATE, "schedule": Schedule(batch=128, warmup=0, clip=1.0)}
+    rate = LINEAR_RATE if isinstance(aligner, LinearAligner) else RATES[aligner.bases.kind]
+    return {"scale": None, "rate": rate, "schedule": Schedule(warmup=0)}
+
+
+def aligner_inputs(units: StoredUnits, bases: Bases | None) -> Float[Tensor, "n w"]:
+    """What an aligner takes: scores along components for ResiDual; without bases, the outputs, for Lin."""
+    return units.outputs() if bases is None else component_scores(units, bases)
+
+
+def align(
+    aligner: nn.Module,
+    encoder: Encoder,
+    inputs: dict[str, Inputs],
+    labels: dict[str, Int64[Tensor, "n"]],
+    classes: Float[Tensor, "c d"],
+    *,
+    reading: str = "text",
+    rate: float | None = None,
+    **options: Any,
+) -> tuple[Fit, float, float]:
+    """Train an aligner on a task, and test it: how the training went, test accuracy, and its standard error.
+
+    inputs, labels: of "train", "validation" and "test"; see `fit`. rate: in place of the reading's. options: more of
+    `fit`. Source: section 4.2.
+    """
+    chosen = training_options(aligner, encoder, reading) | ({} if rate is None else {"rate": rate}) | options
+    train, validation = ((inputs[split], labels[split]) for split in ("train", "validation"))
+    result = fit(aligner, train, validation, classes, **chosen)
+    outputs = transformed(aligner, inputs["test"], workers=options.get("workers", 0))
+    return result, *zero_shot_accuracy(outputs, classes, labels["test"])
 
 
 class _Transform:

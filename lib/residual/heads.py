@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,7 +26,6 @@ from residual.tensors import cache_key
 RANK = 80  # of the filter of TextSpan's dictionary, in the code of Gandelsman et al.
 BINS = 8  # of equal count, for a factor that is a measure
 PLACES = 4  # a side, for a position
-SHUFFLES = 20  # of a factor's levels, for its null
 log = logging.getLogger(__name__)
 
 
@@ -96,16 +93,6 @@ def _check_count(manifest: Manifest, share: float) -> None:
         )
 
 
-def layer_means(heads: pd.DataFrame) -> pd.DataFrame:
-    """Means over the heads of each layer, and their standard errors in columns `..._se` (Fig. 2).
-
-    The ratio is the mean of the heads' ratios, not the ratio of the means.
-    """
-    columns = ["linear_id", "twonn_id", "ratio", "evr1"]
-    groups = heads.groupby("layer")[columns]
-    return groups.mean().join(groups.sem().add_suffix("_se")).reset_index()
-
-
 def textspan_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, rank: int | None = RANK) -> Pursuit:
     """TextSpan of every head, from moments: indices [l h k]. Memory is that of one layer.
 
@@ -139,36 +126,6 @@ def somp_head(
     return somp_in_basis(samples - samples.mean(0), basis, dictionary.to(samples), k, criterion)
 
 
-def described_outputs(
-    units: StoredUnits, found: Pursuit, dictionary: Float[Tensor, "t d"], layers: int
-) -> Float[Tensor, "n d"]:
-    """The output where each head of the last `layers` is replaced by what its descriptions explain of it.
-
-    That is its mean, and the part of its deviation in the span of the descriptions, as far as they lie in the span of
-    its components. Source: Gandelsman et al. (2024), who check their descriptions so.
-    """
-    output, spectra = units.outputs().double(), units.head_pca()
-    first = units.manifest.layers - layers
-    for at in product(range(first, units.manifest.layers), range(units.manifest.heads)):
-        rows, components = found.indices[at], spectra.components[at]
-        atoms = dictionary[rows[rows >= 0]].to(components) @ components.mT @ components
-        deviation = units.head_outputs(*at) - spectra.mean[at]
-        axes = torch.linalg.qr(atoms.mT).Q
-        output -= deviation - deviation @ axes @ axes.mT
-    return output.float()
-
-
-def join_factors(parts: Sequence[dict[str, Factor]]) -> dict[str, Factor]:
-    """The factors of several splits of a data set, the values [n] of one split after another.
-
-    Raises ValueError unless all splits have the same factors, with the same names.
-    """
-    names = {name: factor.names for name, factor in parts[0].items()}
-    if any({name: factor.names for name, factor in part.items()} != names for part in parts):
-        raise ValueError(f"splits with other factors than {sorted(names)}, or other names, cannot be joined")
-    return {name: Factor(torch.cat([part[name].values for part in parts]), named) for name, named in names.items()}
-
-
 def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]]) -> dict[str, Int64[Tensor, "n"]]:
     """Each image's level of every factor, as an index.
 
@@ -188,76 +145,23 @@ def factor_levels(factors: dict[str, Factor], names: dict[str, tuple[str, ...]])
 
 
 def variance_shares(
-    values: Float[Tensor, "n k"], levels: Int64[Tensor, "*m n"]
-) -> tuple[Float64[Tensor, "*m k"], Float64[Tensor, "k"]]:
-    """Share of each column's variance that lies between levels, and the columns' variances. *m: several divisions.
+    values: Float[Tensor, "n k"], level: Int64[Tensor, "n"]
+) -> tuple[Float64[Tensor, "k"], Float64[Tensor, "k"]]:
+    """Share of each column's variance that lies between the levels of a factor, and the columns' variances.
 
     The share is epsilon squared: the correlation ratio, corrected for what as many random levels explain on average.
     Without an effect it is about 0, and may be negative. Zero for a column that does not vary.
     Source: Kelley (1935).
     """
-    n, shares = len(values), []
+    n, groups = len(values), int(level.max()) + 1
+    if len(level) != n or n <= groups:
+        raise ValueError(f"{n} values for {len(level)} labels of {groups} levels")
     centred = values.double() - values.double().mean(0)
     total = centred.square().sum(0)
-    for level in levels.reshape(-1, levels.shape[-1]):
-        groups = int(level.max()) + 1
-        if len(level) != n or n <= groups:
-            raise ValueError(f"{n} values for {len(level)} labels of {groups} levels")
-        one_hot = torch.nn.functional.one_hot(level, groups).to(centred)
-        between = ((one_hot.T @ centred).square() / one_hot.sum(0).clamp(min=1)[:, None]).sum(0)
-        share = between / total.where(total > 0, 1)
-        shares.append((1 - (1 - share) * (n - 1) / (n - groups)) * (total > 0))
-    return torch.stack(shares).view(*levels.shape[:-1], -1), total / (n - 1)
-
-
-def head_factors(units: StoredUnits, levels: dict[str, Int64[Tensor, "n"]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How much of the variance of every component, and of every head, each factor explains.
-
-    Returns components (layer, head, component, explained_variance_ratio, factor, share) and heads
-    (layer, head, factor, share, null). A head's share is of its total variance. null: the largest share of
-    a factor over 20 shuffles of its levels, among all heads.
-    Raises StoreError if the extraction kept no coordinates.
-    """
-    ratios, grid = units.head_pca().explained_variance_ratio, list(product(*map(range, units.head_grid)))
-    scores = torch.stack([units.head_scores(*head) for head in grid], 1)
-    components, heads = [], []
-    for factor, level in levels.items():
-        divisions = torch.stack([level, *_shuffled(level)])
-        shares, *by_chance = variance_shares(scores.flatten(1), divisions)[0].unflatten(1, ratios.shape)
-        whole, null = (shares * ratios).sum(-1), max(float((part * ratios).sum(-1).max()) for part in by_chance)
-        for at in grid:
-            heads.append((*at, factor, float(whole[at]), null))
-            explained = zip(ratios[at].tolist(), shares[at].tolist(), strict=True)
-            components += [(*at, k, ratio, factor, share) for k, (ratio, share) in enumerate(explained)]
-    names = ["layer", "head", "component", "explained_variance_ratio", "factor", "share"]
-    table = pd.DataFrame(heads, columns=["layer", "head", "factor", "share", "null"])
-    return pd.DataFrame(components, columns=names), table
-
-
-def _shuffled(level: Int64[Tensor, "n"]) -> Iterator[Int64[Tensor, "n"]]:
-    generator = torch.Generator().manual_seed(0)
-    return (level[torch.randperm(len(level), generator=generator)] for _ in range(SHUFFLES))
-
-
-def specialisation(shares: pd.DataFrame) -> pd.DataFrame:
-    """For each head, the factor that drives it, and how specialised it is in one factor.
-
-    shares: the heads' table of `head_factors`. index: 1 minus the entropy of the shares above their null, divided by
-    that of equal shares: 0 where all factors explain the same, 1 where one explains everything. driver: the factor with
-    the largest share, or "none" where none is above its null; index is then missing.
-    """
-    rows, factors = [], shares["factor"].to_numpy()
-    above = shares["share"].where(shares["share"] > shares["null"], 0.0).to_numpy()
-    for (layer, head), at in shares.groupby(["layer", "head"]).indices.items():
-        real = above[at]
-        if real.sum() <= 0:
-            rows.append((layer, head, "none", 0.0, math.nan))
-            continue
-        parts = real / real.sum()
-        entropy = -sum(p * math.log(p) for p in parts if p > 0)
-        driver = factors[at[real.argmax()]]
-        rows.append((layer, head, driver, float(real.max()), 1 - entropy / math.log(len(parts))))
-    return pd.DataFrame(rows, columns=["layer", "head", "driver", "share", "index"])
+    one_hot = torch.nn.functional.one_hot(level, groups).to(centred)
+    between = ((one_hot.T @ centred).square() / one_hot.sum(0).clamp(min=1)[:, None]).sum(0)
+    share = between / total.where(total > 0, 1)
+    return (1 - (1 - share) * (n - 1) / (n - groups)) * (total > 0), total / (n - 1)
 
 
 def _bins(values: Tensor, bins: int) -> Tensor:

@@ -176,24 +176,6 @@ def _textspan_of_spectrum(
     return somp_in_basis(root, basis, words, k, "l2")
 
 
-def agreement(
-    textspan: Int64[Tensor, "h k"], other: Int64[Tensor, "m j"], encodings: Float[Tensor, "t d"]
-) -> Float64[Tensor, "h m"]:
-    """Z of each head's TextSpan descriptions with each other set of descriptions, with its sign.
-
-    The mean cosine similarity between two sets, less that between the first set and the whole
-    dictionary, over the standard deviation of the latter. The paper shows its magnitude. NaN for an empty set.
-    Source: section 3.2.
-    """
-    unit = torch.nn.functional.normalize(encodings.to(textspan.device).double(), dim=1)
-    scores = []
-    for atoms in textspan:
-        cosines = unit[atoms[atoms >= 0]] @ unit.T
-        mean, spread = cosines.mean(), cosines.std()
-        scores.append(torch.stack([(cosines[:, picked[picked >= 0]].mean() - mean) / spread for picked in other]))
-    return torch.stack(scores)
-
-
 def filter_dictionary(dictionary: Float[Tensor, "t d"], components: Float[Tensor, "r d"]) -> Float[Tensor, "t d"]:
     """The part of every atom that lies in the span of orthonormal components (appendix A.2)."""
     return (dictionary @ components.mT.to(dictionary)) @ components.to(dictionary)

@@ -7,10 +7,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from scipy.linalg import subspace_angles
 from torch import Tensor
 
 
@@ -143,12 +141,6 @@ def isometry(frame: Float[Tensor, "... k d"]) -> tuple[Float64[Tensor, "... d r"
     Distances and inner products of c @ R.T, in R^r, equal those of the units in R^d.
     """
     return torch.linalg.qr(frame.double().mT)
-
-
-def principal_angles(a: Float[Tensor, "k d"], b: Float[Tensor, "m d"]) -> Float64[Tensor, "r"]:
-    """Angles between the spans of two sets of rows, in radians, the smallest first; SciPy's. Source: Eq. 2."""
-    angles = subspace_angles(a.double().cpu().numpy().T, b.double().cpu().numpy().T)
-    return torch.from_numpy(np.sort(angles))
 
 
 def spectral_cosine(
