@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import page_functions
 from miniature.sets import Factor
 from residual import extract
-from residual.data.dataset import load_dataset
-from residual.heads import factor_levels, head_factors, join_factors, specialisation, variance_shares
+from residual.heads import factor_levels, variance_shares
 
 
 def test_a_share_is_what_was_planted():
@@ -47,23 +47,14 @@ def test_levels_of_names_measures_and_pairs():
         factor_levels(factors, {"angle": ("angle",)})
 
 
-def test_factors_of_splits_are_joined_in_their_order_and_none_is_lost():
-    splits = [load_dataset("shapes", split, count=20).factors for split in ("validation", "test")]
-    joined = join_factors(splits)
-    assert joined.keys() == splits[0].keys()
-    for name, factor in joined.items():
-        assert factor.values.equal(torch.cat([split[name].values for split in splits]))
-        assert factor.names == splits[0][name].names
-    other = Factor(splits[1]["colour"].values, ("red", "green"))
-    for wrong in (splits[1] | {"colour": other}, splits[1] | {"more": other}):
-        with pytest.raises(ValueError, match="cannot be joined"):
-            join_factors([splits[0], wrong])
-
-
 def test_heads_are_scored_in_output_space(encoder, dataset, tmp_path):
     units = extract(encoder, dataset, root=tmp_path, coordinates="float32", progress=False)
     levels = {"class": dataset.labels, "noise": torch.arange(70) // 7 % 2}
-    components, heads = head_factors(units, levels)
+    page = page_functions("ground_truth", "shuffled", "head_factors")
+    components, heads = page["head_factors"](units, levels)
+    names = ["layer", "head", "component", "explained_variance_ratio", "factor", "share"]
+    components = pd.DataFrame(components, columns=names)
+    heads = pd.DataFrame(heads, columns=["layer", "head", "factor", "share", "null"])
     assert len(heads) == 2 * encoder.layers * encoder.heads
     own = components.query("layer == 1 and head == 2 and factor == 'class'")
     basis = torch.linalg.qr(units.frames.head_frames[1, 2].double().mT).Q
@@ -82,7 +73,10 @@ def test_specialisation_is_one_for_one_factor_and_zero_for_equal_ones():
         rows = [(0, 0, f"f{i}", value, 0.01) for i, value in enumerate(values)]
         return pd.DataFrame(rows, columns=["layer", "head", "factor", "share", "null"])
 
-    one, equal, none = (specialisation(shares(*v)).iloc[0] for v in ((0.5, 0.001, 0), (0.2, 0.2, 0.2), (0.001, 0, 0)))
+    page = page_functions("ground_truth", "index_of", "specialisation")
+    one, equal, none = (
+        page["specialisation"](shares(*v)).iloc[0] for v in ((0.5, 0.001, 0), (0.2, 0.2, 0.2), (0.001, 0, 0))
+    )
     assert (one["driver"], one["index"]) == ("f0", pytest.approx(1))
     assert equal["index"] == pytest.approx(0)
     assert none["driver"] == "none"

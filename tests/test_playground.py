@@ -17,8 +17,7 @@ from conftest import FLAGS, page_functions
 from edition.chapter import Chapter
 from edition.interactive.playground import write_playground
 from edition.pages import chapter_defaults, chapter_path
-from edition.tasks import Tasks
-from residual.alignment import ResiDual, component_scores, reference_bases, transformed
+from residual.alignment import ResiDual, align, component_scores, reference_bases, transformed
 from residual.selection import ablate, score_units, select_top
 
 SHOWN = 60
@@ -27,31 +26,30 @@ SHOWN = 60
 @pytest.fixture(scope="module")
 def played():
     values = chapter_defaults(chapter_path("playground")) | {"encoders": ["mini-openclip"], "tasks": ["shapes-colour"]}
-    tasks = Tasks(Chapter("playground", values | {"images": 200, "reference_images": 300, "dataset": "digits"}))
-    ((encoder, task),) = tasks.pairs()
-    return tasks, encoder, task, *shown(tasks, encoder, task, SHOWN)
+    run = Chapter("playground", values | {"images": 200, "reference_images": 300, "dataset": "digits"})
+    ((encoder, task),) = run.pairs()
+    return run, encoder, task, *shown(run, encoder, task, SHOWN)
 
 
-def shown(tasks, encoder, task, count):
+def shown(run, encoder, task, count):
     """The page's scene of so many images, and its presets."""
-    page = page_functions("playground", "trained", "scene_of", section=tasks, run=tasks.run, seed=0, SHOWN=count)
+    page = page_functions("playground", "trained", "scene_of", run=run, seed=0, SHOWN=count)
     scene, chosen = page["scene_of"](encoder, task)
     return scene, scene.presets(page["trained"](encoder, task), chosen)
 
 
-def expected(tasks, encoder, task):
+def expected(run, encoder, task):
     """Logits of the library for every button."""
-    units, _ = tasks.run.task_units(encoder, task)
-    classes, stored = tasks.classes[encoder.name, task], units["test"]
+    units, labels = run.task_units(encoder, task)
+    classes, stored = run.classes(encoder, task), units["test"]
     every = torch.ones(stored.head_grid, dtype=torch.bool)
     ranked = score_units(units["validation"], "U", classes)
     outputs = {"the encoder": stored.outputs(), "all heads": ablate(stored, every)}
     outputs["3 heads, by U"] = ablate(stored, select_top(ranked, 3))
-    labels = tasks.run.labels(encoder, task)
     for name, kind in (("ResiDual", "RD"), ("ResiDual, heads alone", "RD*")):
-        aligner = ResiDual(bases := reference_bases(tasks.run.units(encoder), kind))
+        aligner = ResiDual(bases := reference_bases(run.units(encoder), kind))
         scores = {split: component_scores(part, bases) for split, part in units.items()}
-        tasks.fit(aligner, encoder, classes, scores, labels, 0)
+        align(aligner, encoder, scores, labels, classes, cache=run.root / "_build/fits")
         outputs[name] = transformed(aligner, scores["test"])
     return {name: (output.double()[:SHOWN] @ classes.double().T).numpy() for name, output in outputs.items()}
 
@@ -61,11 +59,11 @@ def read(text, kind="f4"):
 
 
 def test_the_numbers_of_a_page_give_the_logits_of_the_library(played):
-    tasks, encoder, task, scene, presets = played
+    run, encoder, task, scene, presets = played
     data = scene.payload(presets)
     k, c = sum(data["sizes"]), len(data["classes"])
     scores = read(data["scores"], "i2").reshape(SHOWN, k) * read(data["step"])
-    for name, logits in expected(tasks, encoder, task).items():
+    for name, logits in expected(run, encoder, task).items():
         preset = data["presets"][name]
         lambdas = read(preset["lambdas"])
         found = (scores * lambdas) @ read(data["products"]).reshape(k, c)
@@ -77,7 +75,7 @@ def test_the_numbers_of_a_page_give_the_logits_of_the_library(played):
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 def test_the_page_computes_them_in_a_browser(played, tmp_path):
-    tasks, encoder, task, scene, presets = played
+    run, encoder, task, scene, presets = played
     page = write_playground(tmp_path / "page", scene, presets)
     assert page.stat().st_size < 3e6
     text = page.read_text()
@@ -93,15 +91,15 @@ def test_the_page_computes_them_in_a_browser(played, tmp_path):
     done = subprocess.run([*command, f"{page.as_uri()}#check"], capture_output=True, text=True, check=True, timeout=120)
     found = json.loads(html.unescape(re.search(r'<pre id="checked">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
     labels = scene.labels.numpy()
-    for name, logits in expected(tasks, encoder, task).items():
+    for name, logits in expected(run, encoder, task).items():
         own = np.array(found[name]["logits"]).reshape(3, -1)
         np.testing.assert_allclose(own, logits[:3], rtol=0, atol=1e-4 * np.abs(logits).max())
         assert found[name]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
 
 
 def test_a_test_split_with_fewer_images_is_shown_whole(played):
-    tasks, encoder, task, *_ = played
-    scene, _ = shown(tasks, encoder, task, 10_000)
+    run, encoder, task, *_ = played
+    scene, _ = shown(run, encoder, task, 10_000)
     assert len(scene.data) == len(scene.labels) == len(scene.scores) == 200
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import OrthogonalMatchingPursuit
 
 from residual import extract
-from residual.heads import described_outputs, omp_heads, somp_head, textspan_heads
-from residual.pursuit import Pursuit, agreement, filter_dictionary, omp, somp, textspan, textspan_from_moments
+from residual.heads import omp_heads, somp_head, textspan_heads
+from residual.pursuit import filter_dictionary, omp, somp, textspan, textspan_from_moments
 from residual.spectrum import Moments
 
 CRITERIA = {"l1": lambda p: p.abs().sum(1), "l2": lambda p: p.square().sum(1), "variance": lambda p: p.var(1)}
@@ -208,20 +208,6 @@ def test_stored_heads_are_pursued_as_samples_in_output_space(encoder, dataset, t
         omp_heads(units, words, 2, component=99)
 
 
-def test_descriptions_that_span_a_head_explain_all_of_it(encoder, dataset, tmp_path):
-    units = extract(encoder, dataset, root=tmp_path, coordinates="float32", progress=False)
-    _, words = problem(4, d=encoder.output_dim)
-    all_of_it = Pursuit(torch.arange(30).expand(*units.head_grid, 30), torch.ones(*units.head_grid, 30).double())
-    outputs = described_outputs(units, all_of_it, words, 2)
-    torch.testing.assert_close(outputs, units.outputs(), atol=1e-4, rtol=1e-4)
-    nothing = Pursuit(torch.full((*units.head_grid, 1), -1), torch.zeros(*units.head_grid, 1).double())
-    expected = units.outputs().double()
-    for at in ((layer, head) for layer in (1, 2) for head in range(encoder.heads)):
-        samples = units.head_outputs(*at)
-        expected -= samples - samples.mean(0)
-    torch.testing.assert_close(described_outputs(units, nothing, words, 2), expected.float(), atol=1e-5, rtol=1e-4)
-
-
 def test_atoms_that_a_filter_leaves_nothing_of_are_not_picked():
     x, words = problem(11, rank=3)
     basis = torch.linalg.svd(x, full_matrices=False).Vh
@@ -230,14 +216,3 @@ def test_atoms_that_a_filter_leaves_nothing_of_are_not_picked():
         assert pursuit(x, filter_dictionary(words, basis[:3]), 3).indices.tolist() == [0]
     with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
         textspan_from_moments(Moments.of(x), words, 2, rank=0)
-
-
-def test_agreement_is_in_standard_deviations_of_the_first_set_against_the_dictionary():
-    words = torch.randn(50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    first, second = torch.tensor([[0, 1, 2], [3, 4, -1]]), torch.tensor([[5, 6], [7, -1], [0, 1]])
-    scores = agreement(first, second, words)
-    unit = words / words.norm(dim=1, keepdim=True)
-    cosines = unit[[3, 4]] @ unit.T
-    assert scores[1, 1].item() == pytest.approx(((cosines[:, 7].mean() - cosines.mean()) / cosines.std()).item())
-    assert scores.shape == (2, 3)
-    assert scores[0, 2] > scores[0, 0]

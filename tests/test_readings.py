@@ -11,12 +11,18 @@ from conftest import page_functions, relative_error
 from edition.chapter import Chapter
 from edition.inputs import extractions, other_sets
 from edition.pages import chapter_defaults, chapter_path
-from edition.tasks import Tasks
 from residual import extract, load_dataset, trace
-from residual.alignment import FineTuned, LinearAligner, ResiDual, component_scores, reference_bases
+from residual.alignment import (
+    RATES,
+    FineTuned,
+    LinearAligner,
+    ResiDual,
+    component_scores,
+    reference_bases,
+    training_options,
+)
 from residual.dimension import pca_dimension, two_nn
 from residual.heads import head_dimensions
-from residual.readings import RATES, start, training_options
 from residual.selection import class_means, score_units
 from residual.training import Schedule, _Task
 
@@ -57,7 +63,7 @@ def test_scores_that_the_code_has_as_the_text_are_the_same(encoder, stored):
 
 def test_the_codes_rd_multiplies_with_the_components_where_a_basis_is_square(encoder, dataset, stored):
     text = reference_bases(stored, "RD")
-    module = ResiDual(text, start="random", seed=3)
+    module = ResiDual(text, reading="code", seed=3)
     with torch.no_grad():
         plain = module(component_scores(stored, text))
     module.components = page_functions("text_and_code", "transposed")["transposed"](text)
@@ -80,7 +86,7 @@ def test_the_codes_rd_multiplies_with_the_components_where_a_basis_is_square(enc
 def test_the_codes_rd_y_scales_each_dimension_of_the_output(stored):
     page = page_functions("text_and_code", "without_components")
     bases = page["without_components"](reference_bases(stored, "RD_Y"), stored.output_moments)
-    module = ResiDual(bases, start="random")
+    module = ResiDual(bases, reading="code")
     with torch.no_grad():
         found = module(component_scores(stored, bases))
         torch.testing.assert_close(found, stored.outputs() * module.lambdas)
@@ -94,15 +100,16 @@ def test_heads_alone_are_the_same_in_both_readings(stored):
 
 
 def test_the_codes_training_is_on_inner_products_at_fixed_rates_from_a_random_start(encoder, stored):
-    linear, residual = LinearAligner(8, start="random"), ResiDual(reference_bases(stored, "RD"))
-    assert training_options(linear, 30.0, "text") == {"scale": 30.0}
-    assert training_options(linear, 30.0, "code") == {"scale": None, "rate": 1e-3, "schedule": Schedule(warmup=0)}
-    assert training_options(residual, 30.0, "code")["rate"] == RATES["RD"] == 0.8
-    tuning = training_options(FineTuned(encoder), 30.0, "code")
+    linear, residual = LinearAligner(8, reading="code"), ResiDual(reference_bases(stored, "RD"))
+    assert training_options(linear, encoder) == {"scale": encoder.logit_scale or 100.0}
+    assert training_options(linear, encoder, "code") == {"scale": None, "rate": 1e-3, "schedule": Schedule(warmup=0)}
+    assert training_options(residual, encoder, "code")["rate"] == RATES["RD"] == 0.8
+    tuning = training_options(FineTuned(encoder), encoder, "code")
     assert (tuning["rate"], tuning["schedule"]) == (1e-5, Schedule(batch=128, warmup=0, clip=1.0))
-    assert linear.weight.equal(LinearAligner(8, start="random").weight)
-    assert not linear.weight.equal(LinearAligner(8, start="random", seed=1).weight)
-    assert (start("text"), start("code")) == ("neutral", "random")
+    assert linear.weight.equal(LinearAligner(8, reading="code").weight)
+    assert not linear.weight.equal(LinearAligner(8, reading="code", seed=1).weight)
+    assert LinearAligner(8).weight.equal(torch.eye(8))
+    assert ResiDual(residual.bases).lambdas.eq(1).all()
 
 
 def test_inner_products_are_not_normalised_and_gradients_are_clipped():
@@ -157,10 +164,9 @@ def test_random_images_are_drawn_at_the_size_that_an_encoder_reads():
 
 def test_an_encoder_without_text_is_classified_by_means_of_training_images():
     values = chapter_defaults(chapter_path("class_means")) | {"encoders": ["mini-vit"], "tasks": ["shapes-colour"]}
-    tasks = Tasks(Chapter("class_means", values | {"images": 100, "reference_images": 100, "dataset": "digits"}))
-    ((encoder, task),) = tasks.pairs()
-    units, labels = tasks.run.task_units(encoder, task)
+    run = Chapter("class_means", values | {"images": 100, "reference_images": 100, "dataset": "digits"})
+    ((encoder, task),) = run.pairs()
+    units, labels = run.task_units(encoder, task)
     outputs = F.normalize(units["train"].outputs(), dim=1)
     means = torch.stack([outputs[labels["train"] == c].mean(0) for c in range(8)])
-    predicted = (units["test"].outputs() @ F.normalize(means, dim=1).T).argmax(1)
-    assert tasks.base(encoder, task)[0] == pytest.approx((predicted == labels["test"]).double().mean().item())
+    torch.testing.assert_close(run.classes(encoder, task), F.normalize(means, dim=1))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from conftest import page_functions
 from edition.chapter import Chapter
 from edition.pages import chapter_defaults, chapter_path
-from edition.tasks import Tasks
 from residual import extract, trace
 from residual.data.dataset import Dataset
 from residual.selection import (
@@ -138,15 +137,15 @@ def test_tasks_that_cannot_be_scored_are_refused(encoder, small, tmp_path):
 
 def test_groups_of_units_add_up_to_the_encoder():
     values = chapter_defaults(chapter_path("selection")) | {"encoders": ["mini-openclip"], "tasks": ["digits"]}
-    tasks = Tasks(Chapter("selection", values | {"images": 100, "reference_images": 100, "dataset": "digits"}))
-    ((encoder, task),) = tasks.pairs()
-    units = tasks.run.units(encoder, "digits", "test")
-    page = page_functions("selection", "of_layer", "groups_of")
+    run = Chapter("selection", values | {"images": 100, "reference_images": 100, "dataset": "digits"})
+    ((encoder, task),) = run.pairs()
+    units, classes = run.units(encoder, "digits", "test"), {(encoder.name, task): run.classes(encoder, task)}
+    page = page_functions("selection", "of_layer", "groups_of", "accuracy", run=run, classes=classes)
     rows = {
-        (group, layer): tasks.accuracy(encoder, task, outputs.float())[0]
+        (group, layer): page["accuracy"](encoder, task, outputs.float())[0]
         for group, layer, outputs in page["groups_of"](units)
     }
-    assert rows["up to a layer", encoder.layers - 1] == tasks.base(encoder, task)[0]
-    heads = tasks.accuracy(encoder, task, ablate(units, torch.ones(units.head_grid, dtype=torch.bool)))
+    assert rows["up to a layer", encoder.layers - 1] == page["accuracy"](encoder, task, units.outputs())[0]
+    heads = page["accuracy"](encoder, task, ablate(units, torch.ones(units.head_grid, dtype=torch.bool)))
     assert rows["heads", -1] == heads[0]
     assert len(rows) == 2 * encoder.layers + 3

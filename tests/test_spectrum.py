@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,15 +10,7 @@ from sklearn.decomposition import PCA as ReferencePCA
 
 from conftest import FAMILIES, pixels_of
 from residual import trace
-from residual.spectrum import (
-    Moments,
-    isometry,
-    pca,
-    pca_from_moments,
-    pca_similarity,
-    principal_angles,
-    spectral_cosine,
-)
+from residual.spectrum import Moments, isometry, pca, pca_from_moments, pca_similarity, spectral_cosine
 
 
 def samples(n=200, k=6, seed=0, offset=100.0):
@@ -192,12 +182,6 @@ def test_spectral_cosine_refuses_bad_input(change, message):
     given = {"a": torch.eye(3)[:2], "b": torch.eye(3)[:2]} | change
     with pytest.raises(ValueError, match=message):
         spectral_cosine(**given)
-
-
-def test_principal_angles_are_those_between_planes():
-    plane = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
-    turned = torch.tensor([[2.0, 0, 0], [0, math.cos(0.3), math.sin(0.3)]])
-    torch.testing.assert_close(principal_angles(plane, turned), torch.tensor([0, 0.3]).double(), atol=1e-7, rtol=0)
 
 
 def test_all_heads_at_once_are_heads_one_by_one():
