@@ -14,6 +14,7 @@ from residual.sources import Source
 
 NOISE = {"text": "random", "code": "random-brightness"}  # random images as the paper and its authors' code have them
 ENCODERS = ("mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit")
+JOINED = ("dinov2-minilm",)  # from a tower and a reader of packages, by maps of this project
 WEIGHTS = Path(__file__).parent / "encoders"
 
 
@@ -44,7 +45,7 @@ def _descriptions() -> Iterator[str]:
 
 
 SOURCE = Source(
-    encoders={name: WEIGHTS / name for name in ENCODERS},
+    encoders={name: WEIGHTS / name for name in (*ENCODERS, *JOINED)},
     tasks={name: tuple(entry.get("tasks", ())) for name, entry in entries().items()},
     load=_load,
     descriptions=_descriptions,

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from miniature import JOINED
 from miniature.training.card import write_card
+from miniature.training.joining import JoinRecipe, train_joined
 from miniature.training.recipes import RECIPES
 from miniature.training.train import train
 
@@ -30,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m miniature", description="Train the embedded encoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("train", help="train one encoder; the same command resumes a stopped run")
-    one.add_argument("name", choices=RECIPES)
+    one.add_argument("name", choices=(*RECIPES, *JOINED))
     one.add_argument("--steps", type=int, help="instead of the recipe's")
     one.add_argument("--seed", type=int, help="instead of the recipe's")
     one.add_argument("--keep", type=int, nargs="*", default=[], help="steps after which the encoder is kept too")
@@ -50,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> None:
     changes = {key: value for key in ("steps", "seed") if (value := getattr(args, key)) is not None}
+    if args.name in JOINED:
+        return train_joined(args.name, args.out / args.name, JoinRecipe(**changes), device=args.device)
     recipe = dataclasses.replace(RECIPES[args.name], **changes)
     options = {"device": args.device, "workers": args.workers, "keep": tuple(args.keep)}
     train(args.name, args.out / args.name, args.npm, recipe=recipe, **options)

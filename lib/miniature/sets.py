@@ -344,15 +344,16 @@ def _content(name: str, split: str, seed: int, size: int, count: int) -> Content
         with locked(path.with_suffix(".lock"), f"{name}/{split}"):  # another process may be drawing it
             content = _read(path)
             if content is None:
-                content = _draw(name, split, seed, size, count)
+                content = draw(name, split, seed, size, count)
                 _write(path, content)
     except OSError as error:
         log.warning("%s/%s cannot be cached, and is drawn again each time: %s", name, split, error)
-        content = _draw(name, split, seed, size, count)
+        content = draw(name, split, seed, size, count)
     return content
 
 
-def _draw(name: str, split: str, seed: int, size: int, count: int) -> Content:
+def draw(name: str, split: str, seed: int, size: int, count: int) -> Content:
+    """One split of a set, drawn anew."""
     # Training scenes are seeded with (seed, step), these with a hash of their name, so no scene is in both.
     generator = torch.Generator().manual_seed(seed_of(f"{name}/{split}/{seed}"))
     return ENTRIES[name].build(split, count, generator, seed, size)

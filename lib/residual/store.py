@@ -17,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from residual.encoders.encoder import Encoder
 from residual.files import checksum
 from residual.spectrum import PCA, Moments, framed_mean, isometry, pca_from_moments
-from residual.units import Frames, residual_units
+from residual.units import Frames, head_frames, residual_units
 
 MANIFEST, FRAMES = "manifest.json", "frames.safetensors"
 MOMENTS = ("heads", "blocks", "output")  # as they are called in a shard
@@ -96,7 +97,8 @@ class StoredUnits:
 
     head_moments: of the coordinates [l h k], see `residual.units.Frames`. block_moments: of X0 and the MLPs in
     output space [l+1 d]. output_moments: of the model's output [d]. The methods that return samples of heads and
-    blocks raise StoreError if the extraction kept no coordinates.
+    blocks raise StoreError if the extraction kept no coordinates. after: a linear map that blocks and outputs go
+    through when they are read; see `mapped_units`.
     """
 
     folder: Path
@@ -105,6 +107,7 @@ class StoredUnits:
     head_moments: Moments
     block_moments: Moments
     output_moments: Moments
+    after: Float[Tensor, "d w"] | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -172,7 +175,7 @@ class StoredUnits:
     def shards(self) -> Iterator[dict[str, Tensor]]:
         """All samples, shard after shard: heads [l h n k], blocks [l+1 n d], outputs [n d], labels [n]."""
         for file in self._files("heads"):
-            yield {name: file.get_tensor(name) for name in ("heads", "blocks", "outputs", "labels")}
+            yield {name: self._mapped(name, file.get_tensor(name)) for name in ("heads", "blocks", "outputs", "labels")}
 
     def _files(self, name: str) -> Iterator[safe_open]:
         if name in ("heads", "blocks") and self.manifest.coordinates is None:
@@ -183,7 +186,10 @@ class StoredUnits:
 
     def _read(self, name: str, *index: int) -> Tensor:
         parts = (file.get_slice(name) for file in self._files(name))
-        return torch.cat([part[index] if index else part[:] for part in parts])
+        return self._mapped(name, torch.cat([part[index] if index else part[:] for part in parts]))
+
+    def _mapped(self, name: str, values: Tensor) -> Tensor:
+        return values if self.after is None or name not in ("blocks", "outputs") else values @ self.after.mT
 
 
 def load_units(folder: Path | str, *, verify: bool = True) -> StoredUnits:
@@ -203,6 +209,32 @@ def load_units(folder: Path | str, *, verify: bool = True) -> StoredUnits:
     moments = Moments.merge_all(_shard_moments(folder, shard) for shard in manifest.shards)
     heads, blocks, output = (moments[name] for name in MOMENTS)
     return StoredUnits(folder, manifest, Frames(frames["heads"], frames["constant"]), heads, blocks, output)
+
+
+def mapped_units(units: StoredUnits, encoder: Encoder, weights_hash: str | None = None) -> StoredUnits:
+    """The units of an encoder that maps another's output linearly, from the units of that one, `encoder.unmapped()`.
+
+    Coordinates of heads are the same; frames, blocks and outputs go through the map.
+    """
+    weight, frames = encoder.tower.projection()[0].detach().cpu(), head_frames(encoder)
+    wide = weight.double()
+
+    def through(moments: Moments) -> Moments:
+        return Moments(moments.count, moments.mean @ wide.mT, wide @ moments.scatter @ wide.mT)
+
+    facts = {
+        "encoder": encoder.name,
+        "weights": encoder.weights,
+        "weights_hash": weights_hash or encoder.weights_hash(),
+    }
+    return replace(
+        units,
+        manifest=units.manifest.model_copy(update=facts),
+        frames=Frames(frames.head_frames.cpu(), frames.head_constant.cpu()),
+        block_moments=through(units.block_moments),
+        output_moments=through(units.output_moments),
+        after=weight.float(),
+    )
 
 
 def join_units(parts: Sequence[StoredUnits]) -> StoredUnits:

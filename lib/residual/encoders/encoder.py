@@ -15,7 +15,7 @@ from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from residual.encoders.names import PAPER, SHIPPED, check_name, open_clip_names, split_tag
+from residual.encoders.names import PAPER, SHIPPED, check_name, joining, open_clip_names, split_tag, tower_name
 from residual.encoders.towers import Loaded, Tower
 from residual.encoders.weights import check_values
 from residual.sources import encoder_folders
@@ -163,6 +163,16 @@ class Encoder(Loaded):
         tower = replace(self.read_tower(model, self.name), image_size=self.tower.image_size)
         return replace(self, model=model, tower=tower)
 
+    def unmapped(self) -> Encoder | None:
+        """The encoder that a linear map turned into this one, with the same tower; None for others."""
+        if self.vision is None:
+            return None
+        model, tag = self.model.vision, split_tag(self.name)[1]
+        name = tower_name(self.name) + (f"@{tag}" if tag else "")
+        tower = replace(self.vision.read_tower(model, name), image_size=self.tower.image_size)
+        loaded = vars(self.vision) | {"model": model, "preprocess": self.preprocess}
+        return Encoder(**loaded, name=name, tower=tower)
+
     def preprocessing_hash(self) -> str:
         """SHA-256 of one picture after `preprocess`, of mean and std, and of the size that is read as it is."""
         ramp = (torch.arange(90 * 70 * 3, dtype=torch.int64).square() % 251).to(torch.uint8).view(90, 70, 3)
@@ -217,20 +227,26 @@ def load_encoder(
         pretrained = False if tag == "random" else tag
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loaded = _find(base, pretrained)
+        loaded = _find(base, pretrained, seed)
     check_values(loaded.model, name)
     model = loaded.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     if pretrained is False:
-        loaded = replace(loaded, weights=f"random, seed {seed}")
+        random = {"weights": f"random, seed {seed}"}
+        loaded = replace(loaded, **random, vision=loaded.vision and replace(loaded.vision, **random))
     return Encoder(**vars(loaded), name=name, tower=loaded.read_tower(model, name))
 
 
-def _find(name: str, pretrained: bool | str) -> Loaded:
+def _find(name: str, pretrained: bool | str, seed: int) -> Loaded:
     """Load what a name stands for by the library that it is of, which is imported only then; see `load_encoder`."""
     check_name(name)
     if name == SHIPPED:
         return _from_package(name, pretrained)
     folder = encoder_folders().get(name) or Path(name)
+    if parts := joining(name):
+        from residual.encoders import from_joined
+
+        vision = _find(parts.vision, pretrained, seed)
+        return from_joined.load(name, folder, parts, vision, bool(pretrained), seed)
     by_id = {source.id: source for source in PAPER.values() if source.tag is None}
     if folder.is_dir():
         if (folder / "open_clip_config.json").is_file():

@@ -128,7 +128,7 @@ def _pretrained(
     # Weights may be stored in half precision; `load_encoder` decides in which they are used.
     options = family.options | {"config": config, "dtype": torch.float32, "output_loading_info": True}
     options |= {"ignore_mismatched_sizes": True}
-    with clear_errors(name, Path(source) if files else None), _silent():
+    with clear_errors(name, Path(source) if files else None), silent():
         options |= {"state_dict": read_weights(files)} if files else {}
         model, report = family.model.from_pretrained(None if files else source, **options)
     unread = UNREAD if family.text else rf"{UNREAD}|{UNREAD_TEXT}"
@@ -311,7 +311,7 @@ FAMILIES = {
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """transformers draws a bar for the reading of weights, which takes no time, and a table of those that do not fit.
 
     Downloads keep their bars; weights that do not fit are an error here.

