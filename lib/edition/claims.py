@@ -99,13 +99,16 @@ def claim_table(rows: pd.DataFrame) -> Styler:
 
 
 def found(rows: pd.DataFrame) -> str:
-    """What rows of `check` say of trained encoders, as a list in Markdown: a line for each claim."""
-    trained = rows[~rows["model"].str.endswith("@random")]
+    """What rows of `check` say of trained encoders, beside random weights: a list in Markdown, a line for each claim."""
+    is_random = rows["model"].str.endswith("@random")
+    trained, untrained = rows[~is_random], rows[is_random]
     lines = []
     for name, of_claim in trained.groupby("claim", sort=False):
         claim, supported = claims()[name], int((of_claim["verdict"] == SUPPORTED).sum())
         refuted = int((of_claim["verdict"] == NOT_SUPPORTED).sum())
         values = _range(of_claim["statistic"]) + _with_share(of_claim["share"])
+        if control := _range(untrained.loc[untrained["claim"] == name, "statistic"]):
+            values += f"; with random weights: {control}"
         counts = f"**supported by {supported} of {len(of_claim)}**"
         if open_ := len(of_claim) - supported - refuted:
             counts += f", undecided for {open_}"

@@ -22,7 +22,7 @@ from edition.parameters import chapter_parameters
 from miniature import NOISE, counts, fourteen
 from residual.data.catalogue import catalogue
 from residual.data.names import SPLITS, split_task
-from residual.encoders.names import SHIPPED, needs_no_hub, split_tag
+from residual.encoders.names import SHIPPED, needs_no_hub, split_tag, tower_name
 from residual.files import file_name
 from residual.sources import encoder_folders
 
@@ -39,11 +39,11 @@ SHIPPED_SIDE = 112  # the same for the shipped encoder, where a chapter has no p
 
 
 def encoder_for(name: str, side: int = SHIPPED_SIDE, **options: Any) -> Encoder:
-    """An encoder as chapters use it: the shipped one reads the images that are drawn for it as they are."""
+    """An encoder as chapters use it: one with the shipped tower reads the images that are drawn for it as they are."""
     from residual import load_encoder
 
     encoder = load_encoder(name, **options)
-    return encoder.at_size(side) if split_tag(name)[0] == SHIPPED else encoder
+    return encoder.at_size(side) if tower_name(name) == SHIPPED else encoder
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,17 @@ class Extraction:
         return task_split(self.dataset, self.split, self.images, self.seed, self.balanced, self.size)
 
     def units(self, encoder: Encoder, data: Dataset, **options: Any) -> StoredUnits:
-        """Extract, unless a chapter or a job has before, be it with coordinates that are not needed here."""
-        from residual.extraction import extract, find_units
+        """Extract, unless a chapter or a job has before, be it with coordinates that are not needed here.
 
+        Of an encoder that maps another's output, the other's units are extracted, and mapped.
+        """
+        from residual.extraction import extract, find_units
+        from residual.store import mapped_units
+
+        if (tower := encoder.unmapped()) is not None:
+            sha256 = options.pop("weights_hash", None)
+            own = replace(self, encoder=tower.name).units(tower, data, **options)
+            return mapped_units(own, encoder, sha256)
         common = {"root": project_root() / "_build/units", "batch": self.batch, "precision": self.precision}
         common["weights_hash"] = options.pop("weights_hash", None)
         if not self.coordinates and (units := find_units(encoder, data, coordinates="float32", **common)):
@@ -126,8 +134,8 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
     options = {"balanced": False, "coordinates": True} | more
     options |= {key: p[key] for key in ("seed", "batch", "precision")}
     base = split_tag(encoder)[0]
-    if base == SHIPPED:  # fewer, and drawn larger
-        fewer = min(images, _shipped_limit(p, dataset, split))
+    if tower_name(encoder) == SHIPPED:  # fewer, and drawn larger
+        fewer = min(images, _shipped_limit(p, dataset, split, images))
         return Extraction(encoder, dataset, split, fewer, size=p.get("shipped_side", SHIPPED_SIDE), **options)
     if dataset in NOISE.values() and base not in encoder_folders():  # enlarged, neighbouring pixels would be alike
         size, count = BLIP_SIDE if base.startswith("BLIP") else SIDE, min(images, counts(dataset)[split])
@@ -137,9 +145,13 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
     return whole if images >= (whole.count() or ALL) else bounded
 
 
-def _shipped_limit(p: dict[str, Any], dataset: str, split: str) -> int:
-    """The most images that the shipped encoder reads: `shipped_images` of a chapter's own set, of others a tenth."""
-    most = p.get("shipped_images", ALL)
+def _shipped_limit(p: dict[str, Any], dataset: str, split: str, images: int) -> int:
+    """The most images that the shipped tower reads, where other encoders read `images`: two thirds of them.
+
+    Where a chapter has `shipped_images`: so many of its own set, and of others a tenth of that.
+    """
+    if (most := p.get("shipped_images")) is None:
+        return 2 * images // 3
     return most if dataset == p.get("dataset") else split_limit(split, most // 10)
 
 

@@ -27,6 +27,7 @@ READS = {  # chapters that read others' tables or trainings
 }
 FOLLOWS = {  # chapters that come after others which make units or trainings that both need
     "alignment": ("selection",), "zoo": ("selection",), "class_means": ("dimension",),
+    "pursuit": ("dimension",), "semantics": ("dimension",),
     "similarity": ("dimension", "selection", "class_means", "ground_truth"),
     "text_and_code": ("alignment",), "playground": ("alignment",),
 }  # fmt: skip

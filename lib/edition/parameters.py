@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, Valid
 
 from edition.pages import ParameterError, chapter_defaults, chapter_path, read_profile
 from residual.data.names import SPLITS, split_task
-from residual.encoders.names import INSTALL, PRECISIONS, SHIPPED, check_name, has_shipped_weights
+from residual.encoders.names import PRECISIONS, check_name, missing_package
 
 
 def _data_set(value: str) -> str:
@@ -96,16 +96,17 @@ def check_parameters(**values: Any) -> None:
 
 
 def without_missing(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Parameters without the shipped encoder where its package is not installed, and what was left out.
+    """Parameters without the encoders whose packages are not installed, and which were left out.
 
     Raises ParameterError where no encoder is left.
     """
-    encoders = values.get("encoders", [])
-    if SHIPPED not in encoders or has_shipped_weights():
-        return values, ""
-    if encoders == [SHIPPED]:
-        raise ParameterError(f"the weights of {SHIPPED!r} are not installed; run `{INSTALL}`")
-    return values | {"encoders": [name for name in encoders if name != SHIPPED]}, SHIPPED
+    named = {key: values[key] for key in ("encoders", "controls") if key in values}
+    missing = {name: command for names in named.values() for name in names if (command := missing_package(name))}
+    left = {key: [name for name in names if name not in missing] for key, names in named.items()}
+    if missing and not left.get("encoders"):
+        commands = " and ".join(f"`{command}`" for command in dict.fromkeys(missing.values()))
+        raise ParameterError(f"the weights of {list(missing)} are not installed; run {commands}")
+    return values | left, ", ".join(missing)
 
 
 def _check_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from edition.downloads import downloads, fetch
 from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, jobs
 from edition.pages import ParameterError, find_profile, project_root
 from residual.encoders.encoder import Encoder
-from residual.encoders.names import SHIPPED, split_tag
+from residual.encoders.names import SHIPPED, tower_name
 from residual.extraction import DTYPES, SHARD
 from residual.units import trace
 
@@ -82,7 +82,7 @@ def measured_speed(name: str, side: int, device: str, batch: int, precision: str
 
 def _as_read(job: Extraction) -> tuple[str, int]:
     """The name of a job's encoder, and the side of its images where that is the job's choice."""
-    name = split_tag(job.encoder)[0]
+    name = tower_name(job.encoder)
     return name, job.size if name == SHIPPED else SHIPPED_SIDE
 
 

@@ -34,18 +34,18 @@ def by_task(table: pd.DataFrame, tasks: Iterable[str], columns: str) -> pd.DataF
 
 
 def best_bold(wide: pd.DataFrame, models: Sequence[str], methods: Sequence[str]) -> Styler:
-    """The given columns to two digits, with the best of each row and model in bold."""
-    columns = pd.MultiIndex.from_product([models, methods])
-    style = styled(wide.reindex(columns=columns), "{:.2f}", na_rep="")
-    for model in models:
-        style = style.highlight_max(subset=pd.IndexSlice[:, [model]], axis=1, props="font-weight: bold")
-    return style
+    """The given columns to two digits, a block of rows for each model, with the best of each row in bold."""
+    blocks = {model: wide[model].reindex(columns=list(methods)) for model in models if model in wide}
+    style = styled(pd.concat(blocks, names=["model", None]), "{:.2f}", na_rep="")
+    return style.highlight_max(axis=1, props="font-weight: bold")
 
 
 def with_counts(style: Styler, counts: pd.Series) -> Styler:
-    """A table with a last row of parameter counts, by model and method."""
-    row = pd.DataFrame([counts.reindex(style.columns).to_list()], index=["parameters"], columns=style.columns)
-    return style.concat(styled(row, na_rep=""))
+    """A table of `best_bold` with a last row of parameter counts for each model."""
+    models = style.index.get_level_values(0).unique()
+    rows = pd.DataFrame([[counts.get((m, method)) for method in style.columns] for m in models], columns=style.columns)
+    rows.index = pd.MultiIndex.from_product([models, ["parameters"]])
+    return style.concat(styled(rows, na_rep=""))
 
 
 def models_of(table: pd.DataFrame) -> list[str]:

@@ -19,6 +19,12 @@ WEIGHTS = Path(__file__).parent / "encoders"
 
 
 @functools.cache
+def captioned() -> frozenset[str]:
+    """The data sets whose training splits have captions for the maps of JOINED encoders."""
+    return frozenset(yaml.safe_load((Path(__file__).parent / "training/joining.yml").read_text())["worlds"])
+
+
+@functools.cache
 def entries() -> dict[str, dict[str, Any]]:
     """The drawn data sets by name, from sets.yml: the fields of `miniature.sets.Entry` but for how they are built."""
     return yaml.safe_load(Path(__file__).with_name("sets.yml").read_text())["sets"]
