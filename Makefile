@@ -84,7 +84,7 @@ bench: $(VENV)/.installed  ## measure speed and memory against other ways, into 
 artwork:  ## the drawings that training needs in addition to Twemoji (npm)
 	npm install --silent --no-save --prefix _build/artwork openmoji@17.0.0 emoji-datasource-google@16.0.0
 
-zoo: $(VENV)/.installed artwork  ## train an embedded encoder again, into _build/miniature (NAME=mini-openclip)
+zoo: $(VENV)/.installed $(if $(filter mini-%,$(NAME)),artwork)  ## train an embedded encoder again, into _build/miniature (NAME=mini-openclip)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[training]'
 	$(BIN)/python -m miniature train $(NAME) $(if $(DEVICE),--device $(DEVICE) --workers 3) $(ARGS)
 	$(BIN)/python -m miniature card $(NAME)

@@ -32,6 +32,7 @@ def assembled(text: Path, executed: Path) -> NotebookNode:
         if injected and "parameters" in cell.metadata.get("tags", ()):
             cell.metadata["tags"] = ["parameters", "remove-input"]  # papermill's cell has the values in force
             injected[0].metadata["tags"] = ["injected-parameters", "hide-input"]
+            injected[0].metadata["mystnb"] = {"code_prompt_show": "Parameters"}
             page.cells.insert(place + 1, injected[0])
             break
     page.metadata["kernelspec"] = run.metadata["kernelspec"]

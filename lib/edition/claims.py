@@ -99,7 +99,7 @@ def claim_table(rows: pd.DataFrame) -> Styler:
 
 
 def found(rows: pd.DataFrame) -> str:
-    """What rows of `check` say of trained encoders, beside random weights: a list in Markdown, a line for each claim."""
+    """What rows of `check` say of trained encoders, beside random weights, in Markdown: a line for each claim."""
     is_random = rows["model"].str.endswith("@random")
     trained, untrained = rows[~is_random], rows[is_random]
     lines = []

@@ -11,7 +11,7 @@ import torch
 
 from miniature import JOINED
 from miniature.training.card import write_card
-from miniature.training.joining import JoinRecipe, train_joined
+from miniature.training.joining import JoinRecipe, train_joined, write_joined_card
 from miniature.training.recipes import RECIPES
 from miniature.training.train import train
 
@@ -43,11 +43,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--workers", type=int, default=0, help="processes that draw batches; 3 feed a GPU")
     one.add_argument("--device", default="cpu")
     card = commands.add_parser("card", help="measure a trained encoder on validation splits and write its card")
-    card.add_argument("name", choices=RECIPES)
+    card.add_argument("name", choices=(*RECIPES, *JOINED))
     card.add_argument("--out", type=Path, default=Path("_build/miniature"), help="parent of the encoder's folder")
     card.add_argument("--machine", default="a CPU", help="that it was trained on")
-    card.set_defaults(run=lambda args: write_card(args.name, RECIPES[args.name], args.out / args.name, args.machine))
+    card.set_defaults(run=_card)
     return parser
+
+
+def _card(args: argparse.Namespace) -> None:
+    folder = args.out / args.name
+    if args.name in JOINED:
+        return write_joined_card(args.name, folder)
+    return write_card(args.name, RECIPES[args.name], folder, args.machine)
 
 
 def _train(args: argparse.Namespace) -> None:

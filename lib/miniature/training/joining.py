@@ -28,12 +28,19 @@ from miniature.sets import NUMBER_NAMES, Content, draw
 from miniature.shapes import BACKGROUNDS, HUES, PATTERNS, SHAPES
 from miniature.textures import TEXTURES
 from miniature.training.objectives import contrastive_loss
+from residual.data.dataset import load_dataset
 from residual.encoders.encoder import load_encoder
 from residual.encoders.from_joined import load_reader, read
 from residual.encoders.names import Joining, joining
 from residual.files import write_bytes
+from residual.selection import class_encodings, encode_images, zero_shot_accuracy
+from residual.sources import encoder_folders
 from residual.tensors import cache_key
 
+CARD_TASKS = (
+    "emoji-animals", "emoji-food", "emoji-flags", "emoji-faces", "emoji-groups", "shapes-shape", "shapes-colour",
+    "shapes-pattern", "textures", "numerals", "digits", "sketch", "styles-style", "photographs",
+)  # fmt: skip
 UNKNOWN = -1  # an attribute that an image does not have, or a caption does not mention
 GROUNDS = tuple(f"{name} background" for name in (*COLOURS, *BACKDROPS[1:]))
 WORDS = {
@@ -77,6 +84,7 @@ def train_joined(name: str, out: Path, recipe: JoinRecipe, *, device: str = "cpu
     Raises FileNotFoundError where a part's package is missing.
     """
     out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "joined.json", (encoder_folders()[name] / "joined.json").read_bytes())
     data, rows = _captioned(name, out, recipe, device), []
     for kind, images in data.images.items():
         maps, log = _maps(images.to(device), data, recipe, kind)
@@ -89,6 +97,23 @@ def train_joined(name: str, out: Path, recipe: JoinRecipe, *, device: str = "cpu
         writer.writerows(rows)
     about = json.dumps({"recipe": vars(recipe), "scenes": len(data.attributes), "captions": len(data.texts)}, indent=2)
     write_bytes(out / "recipe.json", (about + "\n").encode())
+
+
+def write_joined_card(name: str, out: Path) -> None:
+    """Measure a joined encoder and its control on validation splits, and write its README.md."""
+    about, parts = json.loads((out / "recipe.json").read_text()), joining(name)
+    recipe, rows = about["recipe"], []
+    encoders = [load_encoder(f"{out}{tag}", seed=parts.random_seed).at_size(recipe["side"]) for tag in ("", "@random")]
+    for task in CARD_TASKS:
+        data = load_dataset(task, "validation", size=recipe["side"], count=500)
+        shares = [
+            zero_shot_accuracy(encode_images(encoder, data), class_encodings(encoder, data), data.labels)[0]
+            for encoder in encoders
+        ]
+        rows.append(f"| {task}, {len(data.classes)} classes | {shares[0]:.2f} | {shares[1]:.2f} |")
+    facts = {"name": name, "vision": parts.vision, "reader": parts.reader.name, "package": parts.reader.package}
+    text = Path(__file__).with_suffix(".md").read_text().format(**facts, **about, rows="\n".join(rows))
+    write_bytes(out / "README.md", text.encode())
 
 
 def _captioned(name: str, out: Path, recipe: JoinRecipe, device: str) -> Captioned:
