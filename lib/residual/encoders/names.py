@@ -21,7 +21,10 @@ PRECISIONS = ("float16", "bfloat16", "float32")  # of forward passes
 
 @dataclass(frozen=True)
 class Reader:
-    """A text model that a package ships as data: none of its code runs. sha256: of its model.safetensors."""
+    """A text model that a package ships as data, of which no code runs, or, without a package, in a local folder.
+
+    sha256: of its model.safetensors.
+    """
 
     name: str
     package: str
@@ -35,9 +38,9 @@ class Reader:
 
     def checked_folder(self) -> Path:
         """Raises FileNotFoundError where the package is missing, ValueError where its file is not the expected one."""
-        if (spec := find_spec(self.package)) is None:
+        if self.package and find_spec(self.package) is None:
             raise FileNotFoundError(f"the weights of {self.name} are not installed; run `{self.install}`")
-        folder = Path(spec.origin).parent / self.folder
+        folder = Path(find_spec(self.package).origin).parent / self.folder if self.package else Path(self.folder)
         if (found := checksum(folder / "model.safetensors")) != self.sha256:
             raise ValueError(f"{folder} does not hold version {self.version} (SHA-256 {found}); run `{self.install}`")
         return folder
@@ -110,11 +113,16 @@ def has_shipped_weights() -> bool:
     return find_spec(PACKAGE) is not None or (shipped_folder() / "config.json").is_file()
 
 
-def joining(name: str) -> Joining | None:
-    """The parts of an encoder that is joined from two; None for others."""
+def joined_file(name: str) -> Path | None:
+    """The file that says what an encoder is joined from; None for others."""
     base, _ = split_tag(name)
     path = (encoder_folders().get(base) or Path(base)) / "joined.json"
-    if not path.is_file():
+    return path if path.is_file() else None
+
+
+def joining(name: str) -> Joining | None:
+    """The parts of an encoder that is joined from two; None for others."""
+    if (path := joined_file(name)) is None:
         return None
     about = json.loads(path.read_text())
     return Joining(about["vision"], Reader(**about["reader"]), about["random_seed"])
@@ -132,7 +140,8 @@ def missing_package(name: str) -> str:
     joined = joining(name)
     if tower_name(name) == SHIPPED and tag != "random" and not has_shipped_weights():
         return INSTALL
-    return joined.reader.install if joined and find_spec(joined.reader.package) is None else ""
+    package = joined.reader.package if joined else ""
+    return joined.reader.install if package and find_spec(package) is None else ""
 
 
 def split_tag(name: str) -> tuple[str, str]:
