@@ -42,7 +42,7 @@ def test_three_scores_of_a_head():
     expected = np.mean([pearsonr(a, b)[0] for a, b in zip(*onto, strict=True)])
     assert page["plain_ut"](head, output, classes).item() == pytest.approx(expected)
     nearest = [np.argmax([row @ direction for direction in classes.numpy()]) for row in head.numpy()]
-    assert page["plain_s"](head, classes, labels).item() == pytest.approx(np.mean(np.equal(nearest, labels)))
+    assert page["plain_s"](head, classes, labels).item() == pytest.approx(np.mean(np.equal(nearest, labels.numpy())))
 
 
 def test_heads_alone_and_scaled_units_are_sums_of_traced_ones(encoder, dataset, tmp_path):
@@ -60,7 +60,7 @@ def test_heads_alone_and_scaled_units_are_sums_of_traced_ones(encoder, dataset, 
 
 
 def test_a_training_finds_the_components_that_carry_a_task():
-    page = page_functions("alignment", "plain_output", "plain_epoch", "plain_fit", seed=0)
+    page = page_functions("alignment", "plain_output", "plain_loss", "plain_epoch", "plain_fit", seed=0)
     labels = torch.arange(200) % 2
     scores = torch.cat([0.2 * (labels[:, None] * 2.0 - 1), drawn(200, 5).float(), torch.zeros(200, 6)], 1)
     words, components = torch.eye(6)[:2], torch.eye(6)
@@ -86,7 +86,9 @@ def test_sentences_of_a_component_and_their_agreement():
     np.testing.assert_allclose(table, words @ words.T, atol=1e-12)
     mean, spread = table[[3, 4]].mean(), table[[3, 4]].std(ddof=1)
     expected = (table[np.ix_([3, 4], [7, 9])].mean() - mean) / spread
-    assert page["signed_z"]([3, 4], [7, 9], 5 * words).item() == pytest.approx(expected)
+    found = page["signed_z"]([3, 4], [[7, 9], [3, 4]], 5 * words)
+    assert found[0].item() == pytest.approx(expected)
+    assert found[1] > found[0]
 
 
 def test_descriptions_that_span_a_head_explain_all_of_it(encoder, dataset, tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from conftest import FLAGS, page_functions
 from edition.chapter import Chapter
-from edition.interactive.playground import write_playground
+from edition.interactive.playground import all_components, write_playground
 from edition.pages import chapter_defaults, chapter_path
 from residual.alignment import ResiDual, align, component_scores, reference_bases, transformed
 from residual.selection import ablate, score_units, select_top
@@ -33,7 +33,9 @@ def played():
 
 def shown(run, encoder, task, count):
     """The page's scene of so many images, and its presets."""
-    page = page_functions("playground", "trained", "scene_of", run=run, seed=0, SHOWN=count)
+    classes = {(encoder.name, task): run.classes(encoder, task)}
+    scores = count * len(all_components(run.units(encoder)).components)
+    page = page_functions("playground", "trained", "scene_of", run=run, seed=0, SHOWN=scores, classes=classes)
     scene, chosen = page["scene_of"](encoder, task)
     return scene, scene.presets(page["trained"](encoder, task), chosen)
 

@@ -14,7 +14,7 @@ from IPython.display import Markdown
 from myst_nb import glue
 
 from edition import claims, figures, results
-from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, extractions, task_parts
+from edition.inputs import SHIPPED_SIDE, Extraction, check_classes, encoder_for, extractions
 from edition.pages import ParameterError, project_root
 from edition.parameters import namespace_parameters
 from edition.reproduction import task_classes
@@ -86,10 +86,12 @@ class Chapter:
         return self._units[extraction]
 
     def pairs(self) -> list[tuple[Encoder, str]]:
-        """Every encoder with every task. Raises ParameterError for a task without training images of a class."""
-        for task in self.parameters["tasks"]:
-            task_parts(task, self.parameters["images"], self.parameters["seed"])
-        return list(product(self.encoders().values(), self.parameters["tasks"]))
+        """Every encoder with every task. Raises ParameterError where a class of a task has no training image."""
+        pairs = list(product(self.encoders().values(), self.parameters["tasks"]))
+        for encoder, task in pairs:
+            name, factor = split_task(task)
+            check_classes(self.data(name, "train", encoder.name), factor, task, self.parameters["images"])
+        return pairs
 
     def task_units(self, encoder: Encoder, task: str) -> tuple[dict[str, StoredUnits], dict[str, Tensor]]:
         """Units and labels of every split of a task."""

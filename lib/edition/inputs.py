@@ -22,7 +22,7 @@ from edition.parameters import chapter_parameters
 from miniature import NOISE, counts, fourteen
 from residual.data.catalogue import catalogue
 from residual.data.names import SPLITS, split_task
-from residual.encoders.names import SHIPPED, needs_no_hub, split_tag, tower_name
+from residual.encoders.names import SHIPPED, joining, needs_no_hub, split_tag, tower_name
 from residual.files import file_name
 from residual.sources import encoder_folders
 
@@ -42,6 +42,8 @@ def encoder_for(name: str, side: int = SHIPPED_SIDE, **options: Any) -> Encoder:
     """An encoder as chapters use it: one with the shipped tower reads the images that are drawn for it as they are."""
     from residual import load_encoder
 
+    if (joined := joining(name)) and split_tag(name)[1] == "random":
+        options["seed"] = joined.random_seed  # the one that has maps
     encoder = load_encoder(name, **options)
     return encoder.at_size(side) if tower_name(name) == SHIPPED else encoder
 
@@ -246,13 +248,17 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
     for split in SPLITS:
         data = task_split(name, split, split_limit(split, images), seed, split == "train", None)
         parts[split] = data, data.factors[factor].values if factor else data.labels
-    data, labels = parts["train"]
-    count = len(data.factors[factor].names if factor else data.classes)
-    if missing := count - len(labels.unique()):
-        raise ParameterError(
-            f"images = {images}: {missing} of {count} classes of {task} have no training image; take more"
-        )
+    check_classes(parts["train"][0], factor, task, images)
     return parts
+
+
+def check_classes(data: Dataset, factor: str, task: str, images: int) -> None:
+    """Raises ParameterError where a class of a task has no image among these of its training split."""
+    labels, names = (data.factors[factor].values, data.factors[factor].names) if factor else (data.labels, data.classes)
+    if missing := len(names) - len(labels.unique()):
+        raise ParameterError(
+            f"images = {images}: {missing} of {len(names)} classes of {task} have no training image; take more"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,9 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m miniature", description="Train the embedded encoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("train", help="train one encoder; the same command resumes a stopped run")
-    one.add_argument(
-        "name", type=_trainable, help=f"one of {', '.join((*RECIPES, *JOINED))}, or a folder with joined.json"
-    )
+    one.add_argument("name", type=_trainable, help=KNOWN)
     one.add_argument("--steps", type=int, help="instead of the recipe's")
     one.add_argument("--seed", type=int, help="instead of the recipe's")
     one.add_argument("--keep", type=int, nargs="*", default=[], help="steps after which the encoder is kept too")
@@ -58,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 def _trainable(name: str) -> str:
     if name in RECIPES or joining(name):
         return name
-    raise argparse.ArgumentTypeError(
-        f"{name!r} is none of {', '.join((*RECIPES, *JOINED))}, nor a folder with joined.json"
-    )
+    raise argparse.ArgumentTypeError(f"{name!r} is unknown; give {KNOWN}")
 
 
 def _card(args: argparse.Namespace) -> None:

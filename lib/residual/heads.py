@@ -43,7 +43,8 @@ def head_dimensions(
     spectra = units.head_pca()
     evr = spectra.explained_variance_ratio
     code = [Path(module.__file__).read_text() for module in (spectrum, dimension, store)]
-    key = cache_key(*(shard.sha256 for shard in units.manifest.shards), torch.__version__, *code)
+    manifest = units.manifest
+    key = cache_key(manifest.weights_hash, *(shard.sha256 for shard in manifest.shards), torch.__version__, *code)
     path = units.folder / f"dimensions-{share:g}-{seed}-{key}.json"
     rows = _finished(path)
     heads = list(product(*map(range, units.head_grid)))

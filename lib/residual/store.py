@@ -216,7 +216,7 @@ def mapped_units(units: StoredUnits, encoder: Encoder, weights_hash: str | None 
 
     Coordinates of heads are the same; frames, blocks and outputs go through the map.
     """
-    weight, frames = encoder.tower.projection()[0].detach().cpu(), head_frames(encoder)
+    weight, frames = encoder.model.image_map.weight.detach().cpu(), head_frames(encoder)
     wide = weight.double()
 
     def through(moments: Moments) -> Moments:

@@ -131,10 +131,8 @@ def _captioned(name: str, out: Path, recipe: JoinRecipe, device: str, worlds: di
             rows = scenes[-1]["attributes"].tolist()
             lines += [_captions(about["captions"], row, recipe.captions, generator) for row in rows]
     places = {line: place for place, line in enumerate(dict.fromkeys(line for own in lines for line in own))}
-    images, attributes = (
-        {kind: torch.cat([part[kind] for part in scenes]) for kind in KINDS},
-        torch.cat([part["attributes"] for part in scenes]),
-    )
+    images = {kind: torch.cat([part[kind] for part in scenes]) for kind in KINDS}
+    attributes = torch.cat([part["attributes"] for part in scenes])
     texts = _encoded_texts(out, parts, [text for text, _ in places])
     said = torch.tensor([said for _, said in places])
     return Captioned(images, texts, attributes, said, torch.tensor([[places[line] for line in own] for own in lines]))

@@ -215,8 +215,8 @@ def load_encoder(
 
     name: an encoder of an installed source ("mini-openclip"), one of the paper's ("OpenCLIP-L", ...), a model
     name of open_clip, a hub id ("facebook/dinov2-small"; "hf-hub:org/name" for open_clip models),
-    or a local folder that open_clip or transformers saved. "name@tag" stands for pretrained="tag",
-    and "name@random" for pretrained=False.
+    or a local folder that open_clip or transformers saved, or that joins two by joined.json. "name@tag"
+    stands for pretrained="tag", and "name@random" for pretrained=False.
     pretrained: True for the encoder's own weights; a tag of open_clip ("laion2b_s34b_b88k");
     False for random weights drawn from `seed`, which needs no network.
     Raises UnsupportedArchitectureError where Eq. 1 does not hold, ValueError for an unknown
@@ -253,7 +253,7 @@ def _find(name: str, pretrained: bool | str, seed: int) -> Loaded:
             return _from_open_clip(name, f"local-dir:{folder}", pretrained)
         if (folder / "config.json").is_file():
             return _from_transformers(name, str(folder), pretrained)
-        raise FileNotFoundError(f"{folder} has neither open_clip_config.json nor config.json")
+        raise FileNotFoundError(f"{folder} has neither open_clip_config.json, config.json nor joined.json")
     if source := PAPER.get(name) or by_id.get(name):
         if source.tag is None:
             return _from_transformers(name, source.id, pretrained, source.config)

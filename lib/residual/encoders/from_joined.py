@@ -1,4 +1,4 @@
-"""A vision tower and a reader, both frozen and others', joined by two linear maps into one space.
+"""A vision tower and a reader, both frozen, joined by two linear maps into one space.
 
 As in locked-image tuning (Zhai et al., 2022), but with the reader locked too. Eq. 1 stays exact: the image's map is a
 projection after the final norm. `joined.json` in an encoder's folder names the parts; the maps are beside it.

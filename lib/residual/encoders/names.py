@@ -42,7 +42,8 @@ class Reader:
             raise FileNotFoundError(f"the weights of {self.name} are not installed; run `{self.install}`")
         folder = Path(find_spec(self.package).origin).parent / self.folder if self.package else Path(self.folder)
         if (found := checksum(folder / "model.safetensors")) != self.sha256:
-            raise ValueError(f"{folder} does not hold version {self.version} (SHA-256 {found}); run `{self.install}`")
+            advice = f"run `{self.install}`" if self.package else "give its sha256 in joined.json"
+            raise ValueError(f"{folder} does not hold version {self.version} (SHA-256 {found}); {advice}")
         return folder
 
 
