@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from conftest import TOWERS, relative_error
-from edition.inputs import Extraction
+from edition.inputs import Extraction, encoder_for
 from edition.pages import ParameterError
 from edition.parameters import without_missing
 from miniature import JOINED, captioned
@@ -23,17 +23,25 @@ from miniature.training import joining as training
 from residual import extract, load_dataset, load_encoder, trace
 from residual.data.dataset import Dataset
 from residual.files import checksum
+from residual.heads import head_dimensions
 from residual.selection import class_encodings, encode_images, zero_shot_accuracy
+from residual.store import mapped_units
 
 WORDS = ["[PAD]", "[UNK]", "a", "red", "blue", "circle"]
 
 
-@pytest.fixture
-def joined(tmp_path, monkeypatch):
+KINDS = {  # class, configuration, and width of the output: a CLIP has a projection of its own
+    "dinov2": (hf.Dinov2Model, hf.Dinov2Config, 48),
+    "clip": (hf.CLIPModel, hf.CLIPConfig, 20),
+}
+
+
+@pytest.fixture(params=KINDS)
+def joined(request, tmp_path, monkeypatch):
     """A folder with a small tower, a small reader in a package, and maps for both."""
     torch.manual_seed(0)
-    vision = tmp_path / "tower"
-    hf.Dinov2Model(hf.Dinov2Config(**TOWERS["dinov2"])).save_pretrained(vision)
+    vision, (model, config, width) = tmp_path / "tower", KINDS[request.param]
+    model(config(**TOWERS[request.param])).save_pretrained(vision)
     hf.BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(vision)
     reader = tmp_path / "tiny_reader/model"
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -50,7 +58,7 @@ def joined(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "joined.json").write_text(json.dumps({"vision": str(vision), "reader": about, "random_seed": 4}))
     for name in ("maps", "maps-random"):
-        maps = {"image_map": torch.randn(10, 48), "text_map": torch.randn(10, 24), "logit_scale": torch.tensor(3.0)}
+        maps = {"image_map": torch.randn(10, width), "text_map": torch.randn(10, 24), "logit_scale": torch.tensor(3.0)}
         save_file({key: value.half() for key, value in maps.items()}, folder / f"{name}.safetensors")
     return folder
 
@@ -72,7 +80,7 @@ def test_units_add_up_through_the_map(joined, tag):
         relative_error(encoder.encode_image(pixels), tower.encode_image(pixels) @ encoder.model.image_map.weight.T)
         < 1e-5
     )
-    assert (encoder.output_dim, encoder.family) == (10, "DINOv2")
+    assert (encoder.output_dim, encoder.family) == (10, tower.family)
     assert encoder.logit_scale == pytest.approx(torch.tensor(3.0).exp().item())
     assert encoder.weights_hash() != tower.weights_hash()
 
@@ -105,6 +113,20 @@ def test_what_is_not_as_it_should_be_is_refused(joined, monkeypatch):
     assert names == f"{joined}, {joined}@random"
     with pytest.raises(ParameterError, match="tiny-reader"):
         without_missing({"encoders": [str(joined)]})
+
+
+def test_chapters_load_the_control_with_the_seed_that_has_maps(joined):
+    assert encoder_for(f"{joined}@random", seed=1).weights == "random, seed 4"
+
+
+def test_dimensions_of_a_tower_are_not_taken_for_those_of_what_is_joined(joined, tmp_path):
+    encoder, data = load_encoder(str(joined)), images(100)
+    options = {"coordinates": "float32", "progress": False}
+    direct = extract(encoder, data, root=tmp_path / "direct", **options)
+    tower = extract(encoder.unmapped(), data, root=tmp_path / "tower-units", **options)
+    tables = [head_dimensions(units, progress=False) for units in (tower, mapped_units(tower, encoder), direct)]
+    assert not tables[1]["twonn_id"].equals(tables[0]["twonn_id"])
+    torch.testing.assert_close(*(torch.tensor(table.to_numpy()) for table in tables[1:]), atol=1e-4, rtol=1e-3)
 
 
 def test_one_extraction_serves_the_tower_and_what_is_joined_from_it(joined, tmp_path, monkeypatch):
