@@ -30,6 +30,7 @@ from miniature.shapes import BACKGROUNDS, HUES, PATTERNS, SHAPES
 from miniature.textures import TEXTURES
 from miniature.training.objectives import contrastive_loss
 from residual.data.dataset import load_dataset
+from residual.data.names import split_task
 from residual.encoders.encoder import load_encoder
 from residual.encoders.from_joined import load_reader, read
 from residual.encoders.names import Joining, joined_file, joining
@@ -41,6 +42,7 @@ CARD_TASKS = (
     "emoji-animals", "emoji-food", "emoji-flags", "emoji-faces", "emoji-groups", "shapes-shape", "shapes-colour",
     "shapes-pattern", "textures", "numerals", "digits", "sketch", "styles-style", "photographs",
 )  # fmt: skip
+CARD_IMAGES = 300
 KINDS = ("trained", "random")  # weights of the tower
 UNKNOWN = -1  # an attribute that an image does not have, or a caption does not mention
 GROUNDS = tuple(f"{name} background" for name in (*COLOURS, *BACKDROPS[1:]))
@@ -106,16 +108,18 @@ def train_joined(
 
 def write_joined_card(name: str, out: Path) -> None:
     """Measure a joined encoder and its control on validation splits, and write its README.md."""
-    about, parts = json.loads((out / "recipe.json").read_text()), joining(name)
+    about, parts, outputs = json.loads((out / "recipe.json").read_text()), joining(name), {}
     recipe, rows = about["recipe"], []
     encoders = [load_encoder(f"{out}{tag}", seed=parts.random_seed).at_size(recipe["side"]) for tag in ("", "@random")]
     for task in CARD_TASKS:
-        data = load_dataset(task, "validation", size=recipe["side"], count=500)
-        shares = [
-            zero_shot_accuracy(encode_images(encoder, data), class_encodings(encoder, data), data.labels)[0]
-            for encoder in encoders
-        ]
-        rows.append(f"| {task}, {len(data.classes)} classes | {shares[0]:.2f} | {shares[1]:.2f} |")
+        data = load_dataset(task, "validation", size=recipe["side"], count=CARD_IMAGES)
+        base, _ = split_task(task)
+        if base not in outputs:  # tasks of one set have the same images
+            outputs[base] = [encode_images(encoder, data) for encoder in encoders]
+        pairs = zip(encoders, outputs[base], strict=True)
+        shares = [zero_shot_accuracy(found, class_encodings(encoder, data), data.labels) for encoder, found in pairs]
+        cells = " | ".join(f"{share:.2f}, standard error {error:.2f}" for share, error in shares)
+        rows.append(f"| {task}, {len(data.classes)} classes | {cells} |")
     facts = {"name": name, "vision": parts.vision, "reader": parts.reader.name, "package": parts.reader.package}
     text = Path(__file__).with_suffix(".md").read_text().format(**facts, **about, rows="\n".join(rows))
     write_bytes(out / "README.md", text.encode())
