@@ -113,6 +113,16 @@ def test_ablation_keeps_what_it_says(encoder, tmp_path):
         ablate(stored, kept[:2])
 
 
+def test_class_encodings_are_normalised_means_of_normalised_texts(encoder, tmp_path):
+    data, _ = task(encoder, tmp_path)
+    data = replace(data, classes=("dog", "cat", "cow"), templates=("a {}", "a photo of some {} in the rain"))
+    with torch.no_grad():
+        texts = F.normalize(encoder.encode_text(data.prompts()), dim=1)
+    means = torch.stack([(texts[2 * c] + texts[2 * c + 1]) / 2 for c in range(3)])
+    assert means.norm(dim=1).max() < 0.9999  # so that it matters
+    torch.testing.assert_close(class_encodings(encoder, data), means / means.norm(dim=1, keepdim=True))
+
+
 def test_names_that_repeat_are_equal_directions_with_a_warning(encoder, tmp_path, caplog):
     data, _ = task(encoder, tmp_path)
     classes = class_encodings(encoder, replace(data, classes=("a", "b", "a")))
