@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ALL = 10**9  # images
 SIDE, BLIP_SIDE = 224, 384  # pixels, of images drawn for encoders that read larger ones than the embedded
+CLASSES = 270  # more than any drawn set has
 SHIPPED_SIDE = 112  # the same for the shipped encoder, where a chapter has no parameter for it
 
 
@@ -148,13 +149,17 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
 
 
 def _shipped_limit(p: dict[str, Any], dataset: str, split: str, images: int) -> int:
-    """The most images that the shipped tower reads, where other encoders read `images`: two thirds of them.
+    """The most images that the shipped tower reads, where other encoders read `images`.
 
-    Where a chapter has `shipped_images`: so many of its own set, and of others a tenth of that.
+    Two thirds of a chapter's own set, and half of others, though enough of a training split for a class each. Where a
+    chapter has `shipped_images`: so many of its own set, and of others a tenth of that.
     """
-    if (most := p.get("shipped_images")) is None:
+    own, most = dataset == p.get("dataset"), p.get("shipped_images")
+    if most is not None:
+        return most if own else split_limit(split, most // 10)
+    if own:
         return 2 * images // 3
-    return most if dataset == p.get("dataset") else split_limit(split, most // 10)
+    return max(images // 2, CLASSES) if split == "train" else images // 2
 
 
 def _one_set(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
