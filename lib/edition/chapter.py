@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from IPython.display import Markdown
 from myst_nb import glue
 
 from edition import claims, figures, results
-from edition.inputs import SHIPPED_SIDE, Extraction, check_classes, encoder_for, extractions
+from edition.inputs import SHIPPED_SIDE, Extraction, check_classes, encoder_for, extractions, find_extraction
 from edition.pages import ParameterError, project_root
 from edition.parameters import namespace_parameters
 from edition.reproduction import task_classes
@@ -43,8 +42,8 @@ class Chapter:
         self.parameters, self.left_out = namespace_parameters(name, namespace)
         if self.left_out:
             print(f"Left out, as its package is not installed: {self.left_out}.")
-        self.profile = self.parameters["profile"]
         self.folder = self.root / self.parameters["results"]  # of tables and other results
+        self.extractions = extractions(name, self.parameters)  # all that the chapter may extract
         self._units: dict[Extraction, StoredUnits] = {}
         self._weights: dict[str, str] = {}  # encoder -> hash; no chapter changes them
         figures.set_style()
@@ -58,19 +57,11 @@ class Chapter:
         names = (*self.parameters["encoders"], *self.parameters.get("controls", ()))
         return {name: self.encoder(name) for name in names}
 
-    @cached_property
-    def extractions(self) -> list[Extraction]:
-        """All that the chapter may extract: of each encoder first the set it is about, or the reference set."""
-        return extractions(self.name, self.parameters)
-
-    def _extraction(self, dataset: str | None, split: str | None, encoder: str | None) -> Extraction:
-        ours = [e for e in self.extractions if encoder in (None, e.encoder)]
-        if dataset is not None:
-            key = dataset, split or self.parameters["split"]
-            ours = [e for e in reversed(ours) if (e.dataset, e.split) == key]
-        if not ours:
+    def _extraction(self, dataset: str | None, split: str | None, encoder: str) -> Extraction:
+        own = find_extraction(self.extractions, encoder, dataset, split or self.parameters.get("split"))
+        if own is None:
             raise ParameterError(f"{self.name} extracts no such units; add them to _EXTRACTIONS in edition/inputs.py")
-        return ours[0]
+        return own
 
     def data(self, dataset: str | None = None, split: str | None = None, encoder: str | None = None) -> Dataset:
         """The images that an encoder, by default the first, reads of a set, by default the chapter's own."""
@@ -118,7 +109,7 @@ class Chapter:
 
     def find(self, file: str, chapter: str) -> Path:
         """A file that another chapter saved, among these results or the book's; errors as `edition.results.find`."""
-        return results.find(file, chapter, (self.folder, self.root / "_build/results" / self.profile))
+        return results.find(file, chapter, (self.folder, self.root / "_build/results" / self.parameters["profile"]))
 
     def claims(self, rows: Iterable[pd.DataFrame]) -> Styler:
         """Save the chapter's verdicts, rows of `edition.claims.check`, and show them; glues what was `found`."""
@@ -136,5 +127,5 @@ class Chapter:
     def card(self, **facts: Any) -> Styler:
         """What a reader needs to repeat the run: its parameters, other facts, versions, machine, seconds."""
         facts |= {"left_out": self.left_out} if self.left_out else {}
-        facts["again"] = f"make chapter CHAPTER={self.name} PROFILE={self.profile}"
+        facts["again"] = f"make chapter CHAPTER={self.name} PROFILE={self.parameters['profile']}"
         return styled(results.run_card(time.monotonic() - self.started, self.parameters | facts), wrap=True)

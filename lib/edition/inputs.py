@@ -106,10 +106,18 @@ class Extraction:
 
 
 def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
-    """Every extraction that a chapter reads with these parameters, once."""
+    """Every extraction that a chapter reads: of each encoder first the set it is about, or the reference set."""
     find = _EXTRACTIONS.get(chapter)
     encoders = (*parameters.get("encoders", ()), *parameters.get("controls", ()))
     return list(dict.fromkeys(e for name in encoders for e in find(name, parameters))) if find else []
+
+
+def find_extraction(every: list[Extraction], encoder: str, dataset: str | None, split: str | None) -> Extraction | None:
+    """Of a chapter's extractions, an encoder's first, or that of a data set's split; None where there is none."""
+    ours = [e for e in every if e.encoder == encoder]
+    if dataset is not None:
+        ours = [e for e in reversed(ours) if (e.dataset, e.split) == (dataset, split)]
+    return ours[0] if ours else None
 
 
 def jobs_by_chapter(profile: Path) -> dict[str, list[Extraction]]:
