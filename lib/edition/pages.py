@@ -26,10 +26,10 @@ READS = {  # chapters that read others' tables or trainings
     "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
 }
 FOLLOWS = {  # chapters that come after others which make units or trainings that both need
-    "alignment": ("selection",), "zoo": ("selection",), "class_means": ("dimension",),
+    "zoo": ("selection",), "class_means": ("dimension",),
     "pursuit": ("dimension",), "semantics": ("dimension",),
     "similarity": ("dimension", "selection", "class_means", "ground_truth"),
-    "text_and_code": ("alignment",), "playground": ("alignment",),
+    "text_and_code": ("selection", "alignment"), "playground": ("selection", "alignment"),
 }  # fmt: skip
 LAST = ("costs", "results")  # chapters that list what all others took and saved
 
