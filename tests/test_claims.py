@@ -109,7 +109,7 @@ def test_tables_show_every_row_in_words():
 
 def test_what_was_found_counts_trained_encoders():
     rows = pd.concat([check("hunched", m, v) for m, v in (("a", 3.0), ("b", 0.0), ("a@random", 9.0))])
-    line = f"- {claims()['hunched'].claim} ({claims()['hunched'].measured}: 0.00 to 3.00): "
+    line = f"- {claims()['hunched'].claim} ({claims()['hunched'].measured}: 0.00 to 3.00; with random weights: 9.00): "
     assert found(rows) == line + "**supported by 1 of 2**."
     undecided = pd.concat([rows, check("hunched", "c", 1.5)])
     assert found(undecided) == line + "**supported by 1 of 3**, undecided for 1."

@@ -26,7 +26,7 @@ READS = {  # chapters that read others' tables or trainings
     "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
 }
 FOLLOWS = {  # chapters that come after others which make units or trainings that both need
-    "zoo": ("selection",), "class_means": ("dimension",),
+    "zoo": ("selection",), "class_means": ("dimension", "selection"),
     "pursuit": ("dimension",), "semantics": ("dimension",),
     "similarity": ("dimension", "selection", "class_means", "ground_truth"),
     "text_and_code": ("selection", "alignment"), "playground": ("selection", "alignment"),
