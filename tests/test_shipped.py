@@ -100,7 +100,7 @@ def test_chapters_give_it_fewer_and_larger_images():
     ours, others = [], []
     for extraction in extractions("similarity", parameters):
         (ours if extraction.encoder == SHIPPED else others).append(extraction)
-    assert [(e.dataset, e.images, e.size) for e in ours[:2]] == [("reference", 2000, 112), ("emoji-animals", 200, 112)]
+    assert [(e.dataset, e.images, e.size) for e in ours[:2]] == [("reference", 2000, 112), ("emoji-animals", 270, 112)]
     assert {e.size for e in others} == {None}
     dimension = extractions("dimension", chapter_parameters("dimension", MINI_PROFILE))
     assert ours[0] in dimension  # the reference set is extracted once

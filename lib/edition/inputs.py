@@ -159,13 +159,9 @@ def _extraction(encoder: str, p: dict[str, Any], dataset: str, split: str, image
 def _shipped_limit(p: dict[str, Any], dataset: str, split: str, images: int) -> int:
     """The most images that the shipped tower reads, where other encoders read `images`.
 
-    Two thirds of a chapter's own set, and half of others, though enough of a training split for a class each. Where a
-    chapter has `shipped_images`: so many of its own set, and of others a tenth of that.
+    Two thirds of a chapter's own set, and half of others, though enough of a training split for a class each.
     """
-    own, most = dataset == p.get("dataset"), p.get("shipped_images")
-    if most is not None:
-        return most if own else split_limit(split, most // 10)
-    if own:
+    if dataset == p.get("dataset"):
         return 2 * images // 3
     return max(images // 2, CLASSES) if split == "train" else images // 2
 

@@ -58,7 +58,6 @@ PARAMETERS: dict[str, Any] = {
     "finetune": list[Annotated[str, StringConstraints(pattern=r"^(all|\S.* on .*\S)$")]],  # "encoder on task"
     "dataset": DataSet,
     "reference_images": Annotated[int, Field(ge=100)],
-    "shipped_images": Annotated[int, Field(ge=1000)],  # a tenth of them of other sets
     "shipped_side": Annotated[int, Field(ge=56, le=518, multiple_of=14)],  # pixels; its patches have 14
     "others": Annotated[list[DataSet], AfterValidator(_distinct)],
     "split": Literal[SPLITS],
