@@ -37,7 +37,9 @@ def best_bold(wide: pd.DataFrame, models: Sequence[str], methods: Sequence[str])
     """The given columns to two digits, a block of rows for each model, with the best of each row in bold."""
     blocks = {model: wide[model].reindex(columns=list(methods)) for model in models if model in wide}
     style = styled(pd.concat(blocks, names=["model", None]), "{:.2f}", na_rep="")
-    return style.highlight_max(axis=1, props="font-weight: bold")
+    edge = {"selector": f"tbody tr:nth-child({len(wide)}n+1) > *", "props": "border-top: 1px solid"}
+    name = {"selector": "th.level0", "props": "vertical-align: top"}
+    return style.set_table_styles([edge, name]).highlight_max(axis=1, props="font-weight: bold")
 
 
 def with_counts(style: Styler, counts: pd.Series) -> Styler:
