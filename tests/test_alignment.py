@@ -161,14 +161,14 @@ def test_an_adapter_is_refused_by_another_encoder_and_a_damaged_file(stored, enc
 def test_the_rate_that_the_first_seed_found_trains_the_others():
     given = []
 
-    def train(aligner, encoder, classes, inputs, labels, turn, rate):
+    def trained(aligner, encoder, inputs, labels, words, turn, rate):
         given.append((turn, rate))
         return 0.5, 0.1, 0.5, 10, 3, 0.25, 1.0  # accuracy, its error, validation, parameters, epochs, rate, seconds
 
-    section = SimpleNamespace(
-        classes={("a", "task"): None}, bases=lambda *_: None, aligner=lambda encoder, bases, turn: turn, train=train
-    )
-    encoder, run = SimpleNamespace(name="a"), SimpleNamespace(task_units=lambda *_: ({}, {}))
-    page = page_functions("alignment", "bases_of", "trainings", section=section, run=run, seed=0, seeds=3)
+    values = {
+        "run": SimpleNamespace(task_units=lambda *_: ({}, {})), "seed": 0, "seeds": 3, "trained": trained,
+        "classes": {("a", "task"): None}, "bases_of": lambda *_: None, "untrained": lambda encoder, bases, turn: turn,
+    }  # fmt: skip
+    encoder, page = SimpleNamespace(name="a"), page_functions("alignment", "trainings", **values)
     assert [aligner for aligner, *_ in page["trainings"](encoder, "task", "RD")] == [0, 1, 2]
     assert given == [(0, None), (1, 0.25), (2, 0.25)]

@@ -50,7 +50,7 @@ def test_levels_of_names_measures_and_pairs():
 def test_heads_are_scored_in_output_space(encoder, dataset, tmp_path):
     units = extract(encoder, dataset, root=tmp_path, coordinates="float32", progress=False)
     levels = {"class": dataset.labels, "noise": torch.arange(70) // 7 % 2}
-    page = page_functions("ground_truth", "shuffled", "head_factors")
+    page = page_functions("ground_truth", "shuffled", "shares_of", "head_factors")
     components, heads = page["head_factors"](units, levels)
     names = ["layer", "head", "component", "explained_variance_ratio", "factor", "share"]
     components = pd.DataFrame(components, columns=names)
