@@ -13,7 +13,15 @@ from IPython.display import Markdown
 from myst_nb import glue
 
 from edition import claims, figures, results
-from edition.inputs import SHIPPED_SIDE, Extraction, check_classes, encoder_for, extractions, find_extraction
+from edition.inputs import (
+    SHIPPED_SIDE,
+    Extraction,
+    check_classes,
+    encoder_for,
+    extractions,
+    find_extraction,
+    task_labels,
+)
 from edition.pages import ParameterError, project_root
 from edition.parameters import namespace_parameters
 from edition.reproduction import task_classes
@@ -88,7 +96,7 @@ class Chapter:
         """Units and labels of every split of a task."""
         name, factor = split_task(task)
         data = {split: self.data(name, split, encoder.name) for split in SPLITS}
-        labels = {split: part.factors[factor].values if factor else part.labels for split, part in data.items()}
+        labels = {split: task_labels(part, factor)[0] for split, part in data.items()}
         return {split: self.units(encoder, name, split) for split in SPLITS}, labels
 
     def classes(self, encoder: Encoder, task: str) -> Tensor:

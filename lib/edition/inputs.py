@@ -256,14 +256,19 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
     parts = {}
     for split in SPLITS:
         data = task_split(name, split, split_limit(split, images), seed, split == "train", None)
-        parts[split] = data, data.factors[factor].values if factor else data.labels
+        parts[split] = data, task_labels(data, factor)[0]
     check_classes(parts["train"][0], factor, task, images)
     return parts
 
 
+def task_labels(data: Dataset, factor: str) -> tuple[Tensor, tuple[str, ...]]:
+    """The labels of images and their names: those of a factor, or, for "", of the set's classes."""
+    return (data.factors[factor].values, data.factors[factor].names) if factor else (data.labels, data.classes)
+
+
 def check_classes(data: Dataset, factor: str, task: str, images: int) -> None:
     """Raises ParameterError where a class of a task has no image among these of its training split."""
-    labels, names = (data.factors[factor].values, data.factors[factor].names) if factor else (data.labels, data.classes)
+    labels, names = task_labels(data, factor)
     if missing := len(names) - len(labels.unique()):
         raise ParameterError(
             f"images = {images}: {missing} of {len(names)} classes of {task} have no training image; take more"

@@ -331,14 +331,14 @@ def load(name: str, factor: str, split: str, *, seed: int, size: int | None, cou
 
 
 @functools.cache
-def _recipe() -> str:
+def drawing_key() -> str:
     """A key of the code and the packages that draw data sets."""
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
     return cache_key(*code, *map(version, DRAWN_WITH))
 
 
 def _content(name: str, split: str, seed: int, size: int, count: int) -> Content:
-    path = cache_folder() / f"{name}-{split}-{seed}-{cache_key(_recipe(), count, size)}.safetensors"
+    path = cache_folder() / f"{name}-{split}-{seed}-{cache_key(drawing_key(), count, size)}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), f"{name}/{split}"):  # another process may be drawing it

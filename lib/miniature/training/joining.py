@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from miniature.emoji import GROUP_WORDS, vocabulary
 from miniature.scenes import BACKDROPS, COLOURS
-from miniature.sets import NUMBER_NAMES, Content, draw
+from miniature.sets import NUMBER_NAMES, Content, draw, drawing_key
 from miniature.shapes import BACKGROUNDS, HUES, PATTERNS, SHAPES
 from miniature.textures import TEXTURES
 from miniature.training.objectives import contrastive_loss
@@ -146,7 +146,7 @@ def _scenes(
     out: Path, parts: Joining, recipe: JoinRecipe, device: str, world: str, seed: int, count: int
 ) -> dict[str, Tensor]:
     """Scenes of a set, drawn from one seed: encodings by "trained" and "random" towers [n w], and attributes [n a]."""
-    path = out / f"scenes-{world}-{seed}-{cache_key(recipe.side, count, list(WORDS))}.safetensors"
+    path = out / f"scenes-{world}-{seed}-{cache_key(parts, drawing_key(), recipe.side, count, list(WORDS))}.safetensors"
     if path.is_file():
         return load_file(path)
     content = draw(world, "train", seed, recipe.side, count)
@@ -161,7 +161,7 @@ def _scenes(
 
 @torch.no_grad()
 def _encoded_texts(out: Path, parts: Joining, texts: list[str]) -> Float[Tensor, "t v"]:
-    path = out / f"texts-{cache_key(*texts)}.safetensors"
+    path = out / f"texts-{cache_key(parts.reader, *texts)}.safetensors"
     if not path.is_file():
         reader, tokenizer = load_reader(parts.reader)
         bar = tqdm(range(0, len(texts), 256), desc="captions")
