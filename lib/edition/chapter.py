@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,9 +118,8 @@ class Chapter:
         """A file that another chapter saved, among these results or the book's; errors as `edition.results.find`."""
         return results.find(file, chapter, (self.folder, self.root / "_build/results" / self.parameters["profile"]))
 
-    def claims(self, rows: Iterable[pd.DataFrame]) -> Styler:
-        """Save the chapter's verdicts, rows of `edition.claims.check`, and show them; glues what was `found`."""
-        table = pd.concat(list(rows))
+    def claims(self, table: pd.DataFrame) -> Styler:
+        """Save the chapter's outcomes, rows of `edition.claims.check`, and show them; glues what was `found`."""
         self.save(table, f"claims_{self.name}")
         self.glue(found=Markdown(claims.found(table)))
         return claims.claim_table(table)

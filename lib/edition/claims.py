@@ -1,12 +1,11 @@
-"""The paper's claims, from claims.yml, and their verdicts over results."""
+"""The paper's claims, from claims.yml, and one rule that judges them by results."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,25 +15,30 @@ from pydantic import BaseModel, ConfigDict
 
 from edition.tables import styled
 
-SUPPORTED, INCONCLUSIVE, NOT_SUPPORTED = "supported", "inconclusive", "not supported"
-OUTCOMES = {"holds": SUPPORTED, "fails": NOT_SUPPORTED}
-Verdict = Literal["supported", "inconclusive", "not supported"]
-Interval = tuple[float, float]  # of 95 %
-UNKNOWN = (float("nan"), float("nan"))
-RESAMPLES = 500
-BY_TASK: dict[str, Callable[[pd.DataFrame], float]] = {  # of accuracies, tasks in rows and methods in columns
-    "chosen-keep": lambda t: min(t["U"].mean(), t["U|T"].mean()) / t["B"].mean(),
-    "chance-does-not": lambda t: (t["U"] - t["R"]).mean(),
-    "heads-carry": lambda t: t["H"].mean() / t["B"].mean(),
-    "optimised-best": lambda t: (t["O"] - t["B"]).mean(),
-    "most-where-low": lambda t: rank_correlation(t["O"] - t["B"], t["B"]),
-    "rd-like-lin": lambda t: (t["RD"] - t["Lin"]).mean(),
-    "rd-star-close": lambda t: (t["RD*"] - t["RD"]).mean(),
-    "output-is-less": lambda t: (t["RD"] - t["RD_Y"]).mean(),
-    "rd-near-tuned": lambda t: (t["FT"] - t["RD"]).median(),
-    "lin-near-tuned": lambda t: (t["FT"] - t["Lin"]).median(),
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HOLDS, FAILS, UNDECIDED, ANY, UNTESTABLE = (
+    "holds", "fails", "undecided", "true of any such architecture", "untestable here",
+)  # fmt: skip
+OUTCOMES = (HOLDS, ANY, UNDECIDED, FAILS, UNTESTABLE)
+RESAMPLES = 1000
+NAN = float("nan")
+Accuracies = dict[str, np.ndarray]  # of each method, and "chance": [... t], tasks last
+BY_TASK: dict[str, Callable[[Accuracies], np.ndarray]] = {
+    "chosen-keep": lambda a: np.minimum(*(_gain(a, m).sum(-1) for m in ("U", "U|T"))) / _gain(a, "B").sum(-1),
+    "chance-does-not": lambda a: (a["U"] - a["R"]).mean(-1),
+    "heads-carry": lambda a: _gain(a, "H").sum(-1) / _gain(a, "B").sum(-1),
+    "optimised-best": lambda a: (a["O"] - a["B"]).mean(-1),
+    "most-where-low": lambda a: rank_correlation(a["O"] - a["B"], a["B"]),
+    "rd-like-lin": lambda a: (a["RD"] - a["Lin"]).mean(-1),
+    "rd-star-close": lambda a: (a["RD*"] - a["RD"]).mean(-1),
+    "output-is-less": lambda a: (a["RD"] - a["RD_Y"]).mean(-1),
+    "rd-harmless": lambda a: (a["RD"] - a["B"]).mean(-1),
+    "svhn-advantage": lambda a: (a["RD"] - a["Lin"]).mean(-1),
+    "rd-near-tuned": lambda a: (a["FT"] - a["RD"]).mean(-1),
+    "lin-near-tuned": lambda a: (a["FT"] - a["Lin"]).mean(-1),
 }
-COLUMNS = ("claim", "model", "statistic", "low", "high", "share", "verdict")
 
 
 class Claim(BaseModel):
@@ -46,27 +50,48 @@ class Claim(BaseModel):
     quote: str
     measured: str
     better: Literal["higher", "lower"]
-    supported: float
-    refuted: float
+    bound: float
+    none: float
     because: str
     figure: str
+    after: bool = False
     headline: bool = False
     largest_share: float = float("inf")
 
-    def verdict(self, value: float, interval: Interval = UNKNOWN, share: float = float("nan")) -> Verdict:
-        """Of a statistic, and of its interval if there is one: all of it must be on one side of the bound.
-
-        share: of parameters with which it is reached; above `largest_share` the claim fails.
-        """
+    def reaches(self, value: float, interval: Sequence[float]) -> bool:
+        """Whether a value is on the claim's side of the bound, and its whole interval on that side of `none`."""
         sign = 1 if self.better == "higher" else -1
-        if share > self.largest_share:
-            return NOT_SUPPORTED
-        if not np.isfinite(value):
-            return INCONCLUSIVE
-        ends = [sign * end for end in (value, *interval) if np.isfinite(end)]
-        if min(ends) >= sign * self.supported:
-            return SUPPORTED
-        return NOT_SUPPORTED if max(ends) < sign * self.refuted else INCONCLUSIVE
+        worst = np.nanmin(sign * np.array([value, *interval]))
+        return bool(sign * value >= sign * self.bound and worst >= sign * self.none)
+
+    def misses(self, value: float, interval: Sequence[float]) -> bool:
+        """Whether the whole interval, or a value without one, is on the other side of the bound."""
+        sign = 1 if self.better == "higher" else -1
+        return bool(np.nanmax(sign * np.array([value, *interval])) < sign * self.bound)
+
+
+class Estimate(NamedTuple):
+    """A statistic, and its values when what it was computed from is resampled; none where that cannot be."""
+
+    value: float
+    draws: np.ndarray = np.empty(0)
+
+    def interval(self) -> tuple[float, float]:
+        """The bias-corrected percentile interval of 95 %; NaN without draws. Source: Efron (1981)."""
+        draws = self.draws[np.isfinite(self.draws)]
+        if not len(draws):
+            return NAN, NAN
+        from scipy.stats import norm  # takes a second to import
+
+        below = ((draws < self.value).mean() + (draws <= self.value).mean()) / 2
+        shift = 2 * norm.ppf(np.clip(below, 1 / len(draws), 1 - 1 / len(draws)))
+        low, high = np.quantile(draws, norm.cdf(shift + norm.ppf([0.025, 0.975])))
+        return float(low), float(high)
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The difference; draws are paired where both were resampled in the same way."""
+        both = len(self.draws) and len(other.draws)
+        return Estimate(self.value - other.value, self.draws - other.draws if both else np.empty(0))
 
 
 @functools.cache
@@ -77,195 +102,186 @@ def claims() -> dict[str, Claim]:
 
 
 def check(
-    claim: str, model: str, value: float, interval: Interval = UNKNOWN, share: float = float("nan")
-) -> pd.DataFrame:
-    """One row of the table of claims, COLUMNS; see `Claim.verdict`."""
-    row = (claim, model, float(value), *interval, share, claims()[claim].verdict(float(value), interval, share))
-    return pd.DataFrame([row], columns=list(COLUMNS))
+    claim: str,
+    model: str,
+    estimate: Estimate | float = NAN,
+    control: Estimate | None = None,
+    *,
+    share: float = NAN,
+    untestable: str = "",
+) -> dict[str, Any]:
+    """A row of the table of claims: the statistic of an encoder beside its matched control's, and the outcome.
+
+    share: of the parameters with which it is reached; above the claim's `largest_share` it fails. untestable: why the
+    claim cannot be tested on this encoder. The rule is stated on the page *Claims*.
+    """
+    rule, own = claims()[claim], estimate if isinstance(estimate, Estimate) else Estimate(float(estimate))
+    interval = own.interval()
+    row = {"claim": claim, "model": model, "statistic": float(own.value), "low": interval[0], "high": interval[1]}
+    row |= dict.fromkeys(("control", "control_low", "control_high", "excess_low", "excess_high"), NAN)
+    row |= {"share": share, "reason": untestable}
+    if control is not None:
+        row["control"], (row["control_low"], row["control_high"]) = float(control.value), control.interval()
+        row["excess_low"], row["excess_high"] = excess = (own - control).interval()
+    if untestable or not np.isfinite(own.value):
+        return row | {"outcome": UNTESTABLE, "reason": untestable or "it cannot be computed"}
+    if rule.misses(own.value, interval) or share > rule.largest_share:
+        return row | {"outcome": FAILS}
+    if not rule.reaches(own.value, interval):
+        return row | {"outcome": UNDECIDED}
+    if control is None or not np.isfinite(control.value):
+        return row | {"outcome": HOLDS}
+    if rule.reaches(control.value, (row["control_low"], row["control_high"])):
+        return row | {"outcome": ANY}
+    apart = min(excess) > 0 if rule.better == "higher" else max(excess) < 0
+    return row | {"outcome": HOLDS if apart or not np.isfinite(excess).all() else UNDECIDED}
+
+
+def control_of(model: str, among: Iterable[str]) -> str | None:
+    """The matched control of an encoder: the same architecture with random weights, if it is among these."""
+    name = f"{model}@random"
+    return name if name in among else None
+
+
+def judged(estimates: dict[str, dict[str, Estimate]], **more: dict[str, Any]) -> pd.DataFrame:
+    """Rows of `check` of every trained encoder: each claim's estimates by encoder, controls among them.
+
+    more: of `check`, by argument and by claim.
+    """
+    rows = []
+    for claim, by_model in estimates.items():
+        for model in (name for name in by_model if not name.endswith("@random")):
+            control = by_model.get(control_of(model, by_model) or "")
+            options = {name: values[claim, model] for name, values in more.items() if (claim, model) in values}
+            rows.append(check(claim, model, by_model[model], control, **options))
+    return pd.DataFrame(rows)
 
 
 def claim_table(rows: pd.DataFrame) -> Styler:
-    """Rows of `check` as a reader sees them: the claim in words, the interval in brackets."""
-    rows = rows.reset_index(drop=True)
-    bounds = zip(rows["low"], rows["high"], strict=True)
-    shown = pd.DataFrame({
-        "model": rows["model"], "claim": [claims()[c].claim for c in rows["claim"]],
-        "measured": [claims()[c].measured for c in rows["claim"]],
-        "value": [f"{v:.2f}{_with_share([s])}" for v, s in zip(rows["statistic"], rows["share"], strict=True)],
-        "95 %": [f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "" for low, high in bounds],
-        "verdict": rows["verdict"],
-    })  # fmt: skip
-    return styled(shown, index=False, wrap=True)
+    """Rows of `check` as a reader sees them: the claim in words, its bound, intervals of 95 % in brackets."""
+    shown = []
+    for row in rows.to_dict("records"):
+        claim = claims()[row["claim"]]
+        than = "at least" if claim.better == "higher" else "at most"
+        excess = _with_interval(row["statistic"] - row["control"], row["excess_low"], row["excess_high"])
+        shown.append({
+            "model": row["model"], "claim": claim.claim, "measured": f"{claim.measured}, {than} {claim.bound:g}",
+            "value": _with_interval(row["statistic"], row["low"], row["high"]) + _with_share([row["share"]]),
+            "random weights": _number(row["control"]), "difference": excess,
+            "outcome": row["outcome"] + (f": {row['reason']}" if row["reason"] else ""),
+        })  # fmt: skip
+    return styled(pd.DataFrame(shown), index=False, wrap=True)
 
 
 def found(rows: pd.DataFrame) -> str:
-    """What rows of `check` say of trained encoders, beside random weights, in Markdown: a line for each claim."""
-    is_random = rows["model"].str.endswith("@random")
-    trained, untrained = rows[~is_random], rows[is_random]
+    """What rows of `check` say, in Markdown: a line for each claim, with how many encoders have each outcome."""
     lines = []
-    for name, of_claim in trained.groupby("claim", sort=False):
-        claim, supported = claims()[name], int((of_claim["verdict"] == SUPPORTED).sum())
-        refuted = int((of_claim["verdict"] == NOT_SUPPORTED).sum())
-        values = _range(of_claim["statistic"]) + _with_share(of_claim["share"])
-        if control := _range(untrained.loc[untrained["claim"] == name, "statistic"]):
+    for name, part in rows.groupby("claim", sort=False):
+        claim = claims()[name]
+        values = span(part["statistic"]) + _with_share(part["share"])
+        if control := span(part["control"]):
             values += f"; with random weights: {control}"
-        counts = f"**supported by {supported} of {len(of_claim)}**"
-        if open_ := len(of_claim) - supported - refuted:
-            counts += f", undecided for {open_}"
-        lines.append(f"- {claim.claim} ({claim.measured}: {values}): {counts}.")
+        counts = part["outcome"].value_counts()
+        said = ", ".join(f"**{word}** for {counts[word]} of {len(part)}" for word in OUTCOMES if word in counts)
+        reasons = "; ".join(dict.fromkeys(reason for reason in part["reason"] if reason))
+        measured = f"{claim.measured}: {values}" if values else claim.measured
+        lines.append(f"- {claim.claim} ({measured}): {said}{f' ({reasons})' if reasons else ''}.")
     return "\n".join(lines)
 
 
-def verdict_grid(rows: pd.DataFrame) -> Styler:
-    """Claims in rows and encoders in columns: the verdict (yes, ? or no), and the statistic."""
-    signs = {SUPPORTED: "yes", INCONCLUSIVE: "?", NOT_SUPPORTED: "no"}
-    cells = rows.assign(cell=[f"{signs[v]} {s:.2f}" for v, s in zip(rows["verdict"], rows["statistic"], strict=True)])
-    grid = cells.pivot(index="claim", columns="model", values="cell").reindex(
-        [claim for claim in claims() if claim in set(rows["claim"])], columns=list(dict.fromkeys(rows["model"]))
-    )
-    grid.index = [f"{claims()[claim].section}: {claims()[claim].claim}" for claim in grid.index]
-    colours = {"yes": "#cfe3f3", "?": "#eeeeee", "no": "#f6dfc4", "": "none"}
-    shown = styled(grid.rename_axis(columns=None).fillna(""))
-    return shown.map(lambda cell: f"background: {colours[cell.partition(' ')[0]]}; color: black")
-
-
-def published_statistics(tables: Callable[[str], pd.DataFrame]) -> dict[str, tuple[float, float]]:
-    """The claims' statistics of the paper's own encoders, from its tables: the smallest and the largest of them.
-
-    tables: `edition.results.published`. Some claims have no published table to compute them from.
-    """
-    values = _published_dimensions(tables("intrinsic_dimension").query("figure == 'fig2'")) | _published_accuracies(
-        tables("unit_selection").rename(columns={"strategy": "method"}), tables("alignment")
-    )
-    svhn = tables("alignment").query("dataset == 'SVHN'").pivot(index="model", columns="method", values="accuracy")
-    values["svhn-advantage"] = list(svhn["RD"] - svhn["Lin"])
-    pairs = tables("encoder_correlation").query("model_a != model_b")
-    values["order-agrees"] = list(pairs.groupby("model_a")["pearson"].mean())
-    return {claim: (min(of_models), max(of_models)) for claim, of_models in values.items() if of_models}
-
-
-def _published_accuracies(selection: pd.DataFrame, alignment: pd.DataFrame) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {claim: [] for claim in BY_TASK}
-    rows = pd.concat([selection, alignment]).query("dataset != 'Average'")
-    for _, of_model in rows.groupby("model"):
-        table = of_model.pivot_table("accuracy", "dataset", "method", aggfunc="first")
-        for claim, statistic in BY_TASK.items():
-            with contextlib.suppress(KeyError):  # not every table has every method
-                values[claim].append(float(statistic(table)))
-    return values
-
-
-def _published_dimensions(dimensions: pd.DataFrame) -> dict[str, list[float]]:
-    """Heads are 64 wide."""
-    measures = {
-        "low-dimensional": lambda layers: layers["twonn_id"].max() / 64,
-        "linear-rises": lambda layers: trend(layers["linear_id"].to_numpy()),
-        "ratio-rises": lambda layers: trend(layers["ratio"].to_numpy()),
-        "evr1-falls": lambda layers: trend(layers["evr1"].to_numpy()),
-        "evr1-factor": lambda layers: layers["evr1"].iloc[0] / layers["evr1"].iloc[-1],
-    }
-    by_model = [layers.sort_values("layer") for _, layers in dimensions.groupby("model")]
-    return {claim: [float(measure(layers)) for layers in by_model] for claim, measure in measures.items()}
-
-
-def answers(rows: pd.DataFrame, published: dict[str, tuple[float, float]]) -> pd.DataFrame:
-    """A row for each claim: what the paper's encoders, those with real weights, mini ones and random weights show.
-
-    A claim that any random weights support is no evidence that training, or the paper, is right: `holds` is then "no
-    evidence". Otherwise it says how many of the trained encoders support it. `outcome` is "holds" or "fails" where more
-    than half of them say so, "undecided", or "no evidence".
-    """
-    kinds = np.select(
-        [rows["model"].str.endswith("@random"), rows["model"].str.startswith("mini-")], ["random", "mini"], "real"
-    )
-    table = []
-    for name, claim in claims().items():
-        of_kind = {kind: rows[(rows["claim"] == name) & (kinds == kind)] for kind in ("real", "mini", "random")}
-        if all(part.empty for part in of_kind.values()):
-            continue
-        trained = pd.concat([of_kind["real"], of_kind["mini"]])
-        by_chance = (of_kind["random"]["verdict"] == SUPPORTED).any()
-        holds = f"{(trained['verdict'] == SUPPORTED).sum()} of {len(trained)}"
-        shown = {"section": claim.section, "claim": claim.claim, "the paper": _range(published.get(name, ()))}
-        titles = {"real": "real weights", "mini": "mini encoders", "random": "random weights"}
-        for kind, title in titles.items():
-            shown[title] = _range(of_kind[kind]["statistic"]) + _with_share(of_kind[kind]["share"])
-        shares = {word: (trained["verdict"] == verdict).mean() for word, verdict in OUTCOMES.items()}
-        outcome = next((word for word, share in shares.items() if share > 0.5), "undecided")
-        last = {"holds": holds, "outcome": outcome}
-        table.append(shown | (dict.fromkeys(last, "no evidence") if by_chance else last))
-    return pd.DataFrame(table)
-
-
-def _range(values: Iterable[float]) -> str:
+def span(values: Iterable[float]) -> str:
+    """The smallest and the largest of some values, or one where they are equal; "" where there is none."""
     values = [value for value in values if np.isfinite(value)]
-    if not values:
-        return ""
-    low, high = (f"{end + 0.0 if abs(end) >= 0.005 else 0.0:.2f}" for end in (min(values), max(values)))  # no -0.00
-    return low if low == high else f"{low} to {high}"
+    ends = [_number(min(values)), _number(max(values))] if values else []
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _number(value: float) -> str:
+    return f"{value if abs(value) >= 0.005 else 0.0:.2f}" if np.isfinite(value) else ""
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return _number(value) + (f" ({_number(low)} to {_number(high)})" if np.isfinite(low) else "")
 
 
 def _with_share(shares: Iterable[float]) -> str:
-    share = _range(shares)
+    share = span(shares)
     return f", with {share} of the parameters" if share else ""
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], heads: np.ndarray, *, seed: int = 0) -> tuple[float, Interval]:
-    """A statistic of heads, and its percentile interval of 95 % from resampling each layer's heads.
+def by_heads(statistic: Callable[[np.ndarray], float], heads: np.ndarray, *, seed: int = 0) -> Estimate:
+    """A statistic of heads, each layer's heads resampled. heads: [l h], or [l h s] with a head's own in the last axes.
 
-    heads: [l h], or [l h s] with what belongs to one head in the last axes. Source: Efron (1979).
+    Source: Efron (1979).
     """
     heads = _by_depth(heads)
     generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(RESAMPLES):
-        columns = generator.integers(heads.shape[1], size=heads.shape[:2])
-        drawn.append(statistic(heads[np.arange(len(heads))[:, None], columns]))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return float(statistic(heads)), (float(low), float(high))
+    drawn = generator.integers(heads.shape[1], size=(RESAMPLES, *heads.shape[:2]))
+    layers = np.arange(len(heads))[:, None]
+    return Estimate(float(statistic(heads)), np.array([statistic(heads[layers, columns]) for columns in drawn]))
 
 
-def bootstrap_rows(
-    statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, *, seed: int = 0
-) -> tuple[float, Interval]:
-    """A statistic of a table, and its percentile interval of 95 % from resampling the rows, if there are three."""
-    if len(table) < 3:
-        return float(statistic(table)), UNKNOWN
+def by_tasks(
+    statistic: Callable[[Accuracies], np.ndarray], tasks: Sequence[dict[str, np.ndarray]], *, seed: int = 0
+) -> Estimate:
+    """A statistic of accuracies, with tasks, their test images and trainings resampled, in this order.
+
+    tasks: of each, by method, whether every test image is right in every training [s n], or, where that is not known,
+    the accuracy, which is not resampled; and "chance", a number.
+    The same seed resamples another encoder's results on the same tasks in the same way. Below three tasks, they are
+    kept, and images and trainings alone are resampled.
+    """
     generator = np.random.default_rng(seed)
-    rows = generator.integers(len(table), size=(RESAMPLES, len(table)))
-    low, high = np.nanpercentile([statistic(table.iloc[drawn]) for drawn in rows], [2.5, 97.5])
-    return float(statistic(table)), (float(low), float(high))
+    drawn = {method: np.empty((RESAMPLES, len(tasks))) for method in tasks[0]}
+    whole = {method: np.array([np.mean(task[method]) for task in tasks]) for method in drawn}
+    for place, task in enumerate(tasks):
+        count = next((right.shape[1] for right in task.values() if np.ndim(right) == 2), 1)
+        images = generator.multinomial(count, np.full(count, 1 / count), RESAMPLES)
+        for method, right in task.items():
+            if np.ndim(right) == 0:
+                drawn[method][:, place] = right
+                continue
+            trainings = generator.multinomial(len(right), np.full(len(right), 1 / len(right)), RESAMPLES)
+            drawn[method][:, place] = ((images @ right.T) * trainings).sum(1) / (len(right) * count)
+    if len(tasks) >= 3:
+        chosen = generator.integers(len(tasks), size=(RESAMPLES, len(tasks)))
+        drawn = {method: np.take_along_axis(values, chosen, 1) for method, values in drawn.items()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Estimate(float(statistic(whole)), np.asarray(statistic(drawn)))
 
 
-def jackknife(statistic: Callable[[np.ndarray], float], count: int, *, groups: int = 20) -> float:
-    """Standard error of a statistic of the rows that are kept of `count`: one group at a time is left out."""
-    rows = np.arange(count)
-    values = np.array([statistic(rows[rows % groups != group]) for group in range(groups)])
-    return float(((groups - 1) * values.var()) ** 0.5)
+def hit_digits(right: Tensor) -> list[str]:
+    """Which images are right, of [n] or [s n]: a string for each training, with a digit for each image."""
+    return ["".join(map(str, training)) for training in right.int().reshape(-1, right.shape[-1]).tolist()]
 
 
 def hunchback(heads: np.ndarray) -> float:
-    """The smaller of the rise to the maximum and the fall after it, of layer means of [l h], in standard errors."""
-    heads = _by_depth(heads)
-    values, errors = heads.mean(1), heads.std(1, ddof=1) / heads.shape[1] ** 0.5
-    peak = int(values.argmax())
-    gaps = [(values[peak] - values[end], np.hypot(errors[peak], errors[end])) for end in (0, -1)]
-    return float(min(gap / error if error > 0 else 0.0 for gap, error in gaps))
+    """The smaller of the rise of layer means to their maximum and the fall after it, over the maximum; [l] or [l h]."""
+    values = _by_depth(heads)
+    values = values.reshape(len(values), -1).mean(1)
+    return float((values.max() - max(values[0], values[-1])) / values.max())
 
 
 def trend(heads: np.ndarray) -> float:
     """Spearman's correlation of layer means with depth; heads: [l] or [l h]. Zero where nothing changes."""
     values = _by_depth(heads)
     values = values.reshape(len(values), -1).mean(1)
-    return 0.0 if np.ptp(values) == 0 else rank_correlation(np.arange(len(values)), values)
+    return 0.0 if np.ptp(values) == 0 else float(rank_correlation(np.arange(len(values)), values))
 
 
-def rank_correlation(a: np.ndarray | pd.Series, b: np.ndarray | pd.Series) -> float:
-    """Spearman's, as SciPy computes it but without its test, which takes most of the time; NaN for a constant."""
+def rank_correlation(a: np.ndarray | pd.Series, b: np.ndarray | pd.Series) -> np.ndarray:
+    """Spearman's, along the last axis; NaN for a constant. SciPy's takes no batches, and tests each."""
     from scipy.stats import rankdata  # takes a second to import
 
+    a, b = (rankdata(part, axis=-1) for part in (a, b))
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+        return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+
+
+def _gain(accuracies: Accuracies, method: str) -> np.ndarray:
+    """Over chance."""
+    return accuracies[method] - accuracies["chance"]
 
 
 def _by_depth(heads: np.ndarray) -> np.ndarray:
@@ -281,7 +297,6 @@ def quarter(layers: int) -> int:
 
 
 def standing_out(heads: np.ndarray) -> np.ndarray:
-    """Which heads [h s] exceed the median of their column by over twice its scaled median deviation."""
-    centred = heads - np.median(heads, 0)
-    spread = 1.4826 * np.median(abs(centred), 0)  # a standard deviation, if they were normal
-    return centred > 2 * spread
+    """Which heads [h s] differ from their column's median, either way, by over twice its scaled median deviation."""
+    centred = abs(heads - np.median(heads, 0))
+    return centred > 2 * 1.4826 * np.median(centred, 0)  # scaled to a standard deviation, were they normal

@@ -170,6 +170,17 @@ def _one_set(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     yield _extraction(encoder, p, p["dataset"], p["split"], p["images"])
 
 
+def sampled_encoder(p: dict[str, Any]) -> str:
+    """The encoder that a chapter runs on more images: the first of an installed source, or else the first."""
+    return next((name for name in p["encoders"] if name in encoder_folders() and not joining(name)), p["encoders"][0])
+
+
+def _two_sizes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
+    yield from _one_set(encoder, p)
+    if encoder == sampled_encoder(p):
+        yield _extraction(encoder, p, p["dataset"], p["split"], max(p["images"], p["most_images"]))
+
+
 def _shapes(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
     """All splits, as tasks read them."""
     return _splits(encoder, p | {"tasks": ["shapes"]})
@@ -215,6 +226,7 @@ def _tasks_and_noise(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
 
 
 _EXTRACTIONS = dict.fromkeys(("dimension", "pursuit", "semantics", "heads"), _one_set) | {
+    "dimension": _two_sizes,
     "ground_truth": _shapes,
     "similarity": _reference_and_others,
     "zoo": _outputs,
@@ -259,6 +271,13 @@ def task_parts(task: str, images: int, seed: int) -> dict[str, tuple[Dataset, Te
         parts[split] = data, task_labels(data, factor)[0]
     check_classes(parts["train"][0], factor, task, images)
     return parts
+
+
+def task_checksum(parts: dict[str, tuple[Dataset, Tensor]]) -> str:
+    """Twelve digits that change with the images and labels of any of a task's splits, from `task_parts`."""
+    from residual.tensors import cache_key
+
+    return cache_key(*(fact for data, labels in parts.values() for fact in (data.fingerprint(), labels)))
 
 
 def task_labels(data: Dataset, factor: str) -> tuple[Tensor, tuple[str, ...]]:

@@ -62,6 +62,7 @@ PARAMETERS: dict[str, Any] = {
     "others": Annotated[list[DataSet], AfterValidator(_distinct)],
     "split": Literal[SPLITS],
     "images": Annotated[int, Field(ge=100)],  # TwoNN needs enough in a quarter of them
+    "most_images": Annotated[int, Field(ge=500)],
     "batch": Annotated[int, Field(ge=1)],
     "seed": Annotated[int, Field(ge=0)],
     "seeds": Annotated[int, Field(ge=1)],  # how many

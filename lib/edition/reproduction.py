@@ -140,10 +140,18 @@ def check_base(
     )
 
 
+def reads_words(encoder: Encoder) -> bool:
+    """Whether an encoder's words were trained: it has a text tower, and not one with random weights.
+
+    A reader that was joined to a random vision tower is itself trained.
+    """
+    return encoder.reads_text and (not encoder.name.endswith("@random") or encoder.unmapped() is not None)
+
+
 def task_classes(
     encoder: Encoder, task: str, units: dict[str, StoredUnits], labels: dict[str, Tensor], parameters: dict[str, Any]
 ) -> Tensor:
-    """A direction for each class of a task [c d]: of its texts, or, where an encoder reads none, of its images' mean.
+    """A direction for each class of a task [c d]: of its texts, or, for an encoder without `reads_words`, class means.
 
     units, labels: of every split. Raises ValueError as `check_base`.
     """
@@ -151,7 +159,7 @@ def task_classes(
     from residual.selection import class_encodings, class_means, zero_shot_accuracy
 
     named = load_dataset(task, "test", seed=parameters["seed"])
-    if encoder.reads_text:
+    if reads_words(encoder):
         classes = class_encodings(encoder, named)
     else:
         classes = class_means(units["train"].outputs(), labels["train"], len(named.classes))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from miniature import counts, entries
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 STYLE_NAMES = ("a colour drawing", "a grey drawing", "a line drawing", "a silhouette", "blocky pixels", "a negative")
 LEVELS = 10  # of brightness
+TWINS = 0.1  # how far apart two drawings are that are nearly the same, such as "person" and "woman in wheelchair"
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUMBER_NAMES = tuple(f"the number {i}, {word}" for i, word in enumerate(NUMBERS))
 
@@ -225,7 +226,7 @@ def _reference(split: str, count: int, generator: torch.Generator, seed: int, si
     ]
     counts = torch.tensor([len(part) for part in others])
     emoji = count - int(counts.sum())
-    pool = torch.cat(_pools(split, seed))
+    pool = torch.cat(drawing_pools(split, seed))
     drawing, style = pick_drawings(_twemoji()[pool], emoji, generator)
     kinds = pick_grounds(emoji, len(tiles) - pictures, generator)
     tile = torch.full((count,), -1)
@@ -245,17 +246,30 @@ def _reference(split: str, count: int, generator: torch.Generator, seed: int, si
     return Content(torch.cat([*images, *others])[order], labels[order], KINDS, factors)
 
 
-def _pools(split: str, seed: int) -> list[Int64[Tensor, "a"]]:
-    """The emoji of each group whose drawings are in this split only."""
+def drawing_pools(split: str, seed: int, *, twins: bool = False) -> list[Int64[Tensor, "a"]]:
+    """The emoji of each group whose drawings are in this split only, without near twins in training unless `twins`."""
     members = {group: _members(lambda e, group=group: e.group == group) for group in GROUP_WORDS}
-    return [torch.tensor(divide(them, split, f"emoji/{group}/{seed}")) for group, them in members.items()]
+    pools = [torch.tensor(divide(them, split, f"emoji/{group}/{seed}")) for group, them in members.items()]
+    if twins or split == "train":
+        return pools
+    known = _patterns()[torch.cat(drawing_pools("train", seed))]
+    return [pool[torch.cdist(_patterns()[pool], known).min(1).values > TWINS] for pool in pools]
+
+
+@functools.cache
+def _patterns() -> Float[Tensor, "a p"]:
+    """Every drawing on grey and its transparency, at half size; distances are root mean squares over pixels."""
+    drawn = _twemoji().float() / 255
+    opaque = drawn[:, 3:]
+    flat = F.avg_pool2d(torch.cat([drawn[:, :3] * opaque + 0.5 * (1 - opaque), opaque], 1), 2).flatten(1)
+    return flat / flat.shape[1] ** 0.5
 
 
 def _draw_groups(split: str, count: int, generator: torch.Generator, seed: int) -> tuple[Tensor, Tensor]:
     """Groups of emoji, and for each one an emoji whose drawing is in this split only."""
     labels = balanced(count, len(GROUP_WORDS), generator)
     artwork = torch.empty_like(labels)
-    for index, pool in enumerate(_pools(split, seed)):
+    for index, pool in enumerate(drawing_pools(split, seed)):
         rows = labels == index
         artwork[rows] = pool[torch.randint(len(pool), (int(rows.sum()),), generator=generator)]
     return labels, artwork

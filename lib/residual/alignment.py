@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from residual.encoders.encoder import Encoder
-from residual.selection import zero_shot_accuracy
+from residual.selection import zero_shot_hits
 from residual.store import StoredUnits
 from residual.tensors import DamagedFileError, read_tensors, write_tensors
 from residual.training import FineTuned, Fit, Inputs, Schedule, find_rate, fit, parameter_count, transformed
@@ -32,6 +32,7 @@ __all__ = [
 CUT = 0.9  # of the variance, for RD*
 KINDS = ("RD", "RD*", "RD_Y", "O")
 SCALE = 100.0  # of cosines, where an encoder has no logit scale, as BLIP
+TUNING_RATES = (1e-4, 3e-4, 1e-3)  # of full fine-tuning, of which the validation split chooses
 # Of the authors' code, whose other training options are in `training_options`.
 RATES = {"RD": 0.8, "RD*": 0.8, "O": 0.8, "RD_Y": 1e-3}
 LINEAR_RATE, TUNING_RATE = 1e-3, 1e-5
@@ -73,8 +74,8 @@ def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
     """Bases from the moments of a reference set.
 
     A head has min(dh, d) components, as the paper counts them: of its dh + 2 coordinates the two
-    directions with the least variance are left out (for "O", none is).
-    Raises ValueError for an unknown kind.
+    directions with the least variance are left out (for "O", none is). Of a head that does not vary, RD* keeps none.
+    Raises ValueError for an unknown kind, and where nothing varies.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {list(KINDS)}, not {kind!r}")
@@ -84,6 +85,8 @@ def reference_bases(reference: StoredUnits, kind: str = "RD") -> Bases:
     else:
         parts = [*_head_parts(reference, kind), *(_mlp_parts(reference) if kind == "RD" else ())]
     units, components, variances, means = zip(*parts, strict=True)
+    if not torch.cat(variances).any():
+        raise ValueError(f"no unit of {reference.manifest.encoder} varies on {reference.manifest.dataset}; take others")
     facts = {"encoder", "weights_hash", "precision", "dataset", "split", "dataset_hash", "count"}
     return Bases(
         kind,
@@ -106,8 +109,8 @@ def _head_parts(reference: StoredUnits, kind: str) -> Iterator[_Part]:
     for at in product(*map(range, reference.head_grid)):
         variances = heads.eigenvalues[at][:most]
         if kind == "RD*":
-            share = heads.explained_variance_ratio[at][:most].cumsum(0)
-            variances = variances[: int((share < CUT - 1e-12).sum()) + 1]
+            share = heads.explained_variance_ratio[at][:most]
+            variances = variances[: int(((share.cumsum(0) - share < CUT - 1e-12) & (share > 0)).sum())]
         yield Unit("head", *at), heads.components[at][: len(variances)], variances, heads.mean[at]
 
 
@@ -231,11 +234,13 @@ class ResiDual(nn.Module):
 def training_options(aligner: nn.Module, encoder: Encoder, reading: str = "text") -> dict[str, Any]:
     """Options of `fit` for an aligner, in one reading of the paper.
 
-    "text": cosines times the logit scale, a rate that is searched for, a warm-up. "code", the authors' first release:
-    inner products, fixed rates, no warm-up; fine-tuning in batches of 128 with gradients clipped at 1.
+    "text": cosines times the logit scale, a rate that is searched for, a warm-up; fine-tuning by AdamW at a rate that
+    the validation split chooses and a cosine lets fall. "code", the authors' first release: inner products, fixed
+    rates, no warm-up; fine-tuning in batches of 128 with gradients clipped at 1.
     """
     if reading == "text":
-        return {"scale": encoder.logit_scale or SCALE}
+        tuning = {"rate": TUNING_RATES, "schedule": Schedule(cosine=True)}
+        return {"scale": encoder.logit_scale or SCALE} | (tuning if isinstance(aligner, FineTuned) else {})
     if isinstance(aligner, FineTuned):
         return {"scale": None, "rate": TUNING_RATE, "schedule": Schedule(batch=128, warmup=0, clip=1.0)}
     rate = LINEAR_RATE if isinstance(aligner, LinearAligner) else RATES[aligner.bases.kind]
@@ -257,8 +262,8 @@ def align(
     reading: str = "text",
     rate: float | None = None,
     **options: Any,
-) -> tuple[Fit, float, float]:
-    """Train an aligner on a task, and test it: how the training went, test accuracy, and its standard error.
+) -> tuple[Fit, Bool[Tensor, "n"]]:
+    """Train an aligner on a task, and test it: how the training went, and which test images it gets right.
 
     inputs, labels: of "train", "validation" and "test"; see `fit`. rate: in place of the reading's. options: more of
     `fit`. Source: section 4.2.
@@ -267,7 +272,7 @@ def align(
     train, validation = ((inputs[split], labels[split]) for split in ("train", "validation"))
     result = fit(aligner, train, validation, classes, **chosen)
     outputs = transformed(aligner, inputs["test"], workers=options.get("workers", 0))
-    return result, *zero_shot_accuracy(outputs, classes, labels["test"])
+    return result, zero_shot_hits(outputs, classes, labels["test"])
 
 
 class _Transform:

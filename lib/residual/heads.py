@@ -107,8 +107,12 @@ def textspan_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int,
 
 
 def omp_heads(units: StoredUnits, dictionary: Float[Tensor, "t d"], k: int, component: int = 0) -> Pursuit:
-    """OMP of one principal component of every head: indices [l h k] (OMP_1 and OMP_2 of section 3.2)."""
-    components = units.head_pca().components
+    """OMP of one principal component of every head: indices [l h k] (OMP_1 and OMP_2 of section 3.2).
+
+    A component without variance, whose direction means nothing, has no sentences.
+    """
+    spectra = units.head_pca()
+    components = spectra.components * (spectra.eigenvalues > 0)[..., None]
     if not 0 <= component < (count := components.shape[-2]):
         raise ValueError(f"component must be from 0 to {count - 1}, not {component}")
     pursuits = [omp(vectors[component], dictionary.to(vectors), k) for vectors in components.flatten(0, 1)]

@@ -165,10 +165,10 @@ def _span(vectors: Float[Tensor, "c d"]) -> Float[Tensor, "r d"]:
     return basis[values > values[0] * max(vectors.shape) * torch.finfo(torch.float32).eps]
 
 
-def zero_shot_accuracy(
+def zero_shot_hits(
     outputs: Float[Tensor, "n d"], classes: Float[Tensor, "c d"], labels: Int64[Tensor, "n"]
-) -> tuple[float, float]:
-    """Share of images whose nearest class encoding by cosine is that of their class, and its standard error.
+) -> Bool[Tensor, "n"]:
+    """Whether the nearest class encoding by cosine is that of an image's class, for each image.
 
     Raises ValueError for a single class, no image, and labels out of range.
     """
@@ -178,8 +178,14 @@ def zero_shot_accuracy(
         raise ValueError(f"{len(classes)} class; classification needs at least two")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, with {len(classes)} classes")
-    hits = (outputs.to(classes) @ classes.T).argmax(1) == labels.to(classes.device)
-    share = hits.double().mean().item()
+    return (outputs.to(classes) @ classes.T).argmax(1) == labels.to(classes.device)
+
+
+def zero_shot_accuracy(
+    outputs: Float[Tensor, "n d"], classes: Float[Tensor, "c d"], labels: Int64[Tensor, "n"]
+) -> tuple[float, float]:
+    """Share of `zero_shot_hits`, and its standard error; errors as there."""
+    share = zero_shot_hits(outputs, classes, labels).double().mean().item()
     return share, (share * (1 - share) / len(labels)) ** 0.5
 
 

@@ -99,19 +99,26 @@ def pca(x: Float[Tensor, "n d"]) -> PCA:
 def pca_from_moments(
     moments: Moments, frame: Float[Tensor, "... k d"] | None = None, constant: Tensor | None = None
 ) -> PCA:
-    """PCA from moments alone, in double precision.
+    """PCA from moments alone, in double precision; variance that rounding of the samples could make counts as none.
 
     frame, constant: the samples are c @ frame + constant and the moments are those of c.
     All leading axes at once: every head of an encoder in one call.
     """
     if frame is None:
         eigenvalues, vectors = torch.linalg.eigh(moments.covariance)
-        return PCA(moments.mean, _fix_signs(vectors.mT.flip(-2)), eigenvalues.flip(-1).clamp(min=0))
+        return PCA(moments.mean, _fix_signs(vectors.mT.flip(-2)), _true_variances(eigenvalues, moments.mean))
     basis, factor = isometry(frame)
     eigenvalues, vectors = torch.linalg.eigh(factor @ moments.covariance @ factor.mT)
     mean = framed_mean(moments, frame, constant)
     components = vectors.mT.flip(-2) @ basis.mT
-    return PCA(mean, _fix_signs(components), eigenvalues.flip(-1).clamp(min=0))
+    return PCA(mean, _fix_signs(components), _true_variances(eigenvalues, mean))
+
+
+def _true_variances(rising: Float64[Tensor, "... k"], mean: Float[Tensor, "... d"]) -> Float64[Tensor, "... k"]:
+    """Eigenvalues in falling order, and zero where single precision's rounding of such samples would make as much."""
+    power = mean.double().square().sum(-1, keepdim=True) + rising.sum(-1, keepdim=True)
+    falling = rising.flip(-1)
+    return falling.where(falling > 1e-13 * power, 0)
 
 
 def framed_mean(

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
 from residual.data.images import EncodedImages
@@ -39,11 +41,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Schedule:
-    """How steps are taken. warmup: steps. clip: the largest norm of a gradient; None for any."""
+    """How steps are taken.
+
+    warmup: steps. clip: the largest norm of a gradient; None for any. cosine: by AdamW, at a rate that falls to zero
+    along a cosine over all epochs, none of which is left out, in place of AdamW-ScheduleFree.
+    """
 
     batch: int = BATCH
     warmup: int = 20
     clip: float | None = None
+    cosine: bool = False
 
 
 class FineTuned(nn.Module):
@@ -93,7 +100,7 @@ def fit(
     classes: Float[Tensor, "c d"],
     *,
     scale: float | None = 100.0,
-    rate: float | None = None,
+    rate: float | Sequence[float] | None = None,
     schedule: Schedule = Schedule(),
     seed: int = 0,
     cache: Path | str | None = None,
@@ -104,8 +111,9 @@ def fit(
 
     train, validation: what the aligner takes (outputs, component scores, images), and labels, on any device.
     scale: of the cosines, the encoder's logit scale; None takes inner products of outputs that are not normalised, as
-    the authors' code did at first. rate: found by `find_rate` by default.
-    AdamW-ScheduleFree, by default in batches of 64, at most 30 epochs. Training stops after 5 epochs without a better
+    the authors' code did at first. rate: found by `find_rate` by default; of several, each is tried, and the one with
+    the best accuracy on the validation split is kept, the first of equals.
+    By default AdamW-ScheduleFree in batches of 64, at most 30 epochs: training stops after 5 epochs without a better
     accuracy on the validation split, and restores the best.
     cache: a folder where finished trainings are kept, in files named after all that they depend on, and not repeated.
     workers: processes that decode the images of a fine-tuning.
@@ -118,8 +126,13 @@ def fit(
     if path and (finished := _read(path)):
         best, result = finished
     else:
-        rate = rate or find_rate(aligner, train, classes, scale=scale, seed=seed, workers=workers)
-        best, result = _trained(aligner, task, validation, rate, seed, progress)
+        rate = rate or find_rate(aligner, train, classes, scale=scale, seed=seed)
+        rates, before = rate if isinstance(rate, Sequence) else [rate], _trainable(aligner)
+        tried = []
+        for each in rates:
+            _load(aligner, before)
+            tried.append(_trained(aligner, task, validation, each, seed, progress))
+        best, result = max(tried, key=lambda one: one[1].accuracy)
         if path:
             _write(path, best, result)
     _load(aligner, best)
@@ -130,17 +143,20 @@ def _trained(
     aligner: nn.Module, task: _Task, validation: tuple[Inputs, Tensor], rate: float, seed: int, progress: bool
 ) -> tuple[dict[str, Tensor], Fit]:
     """The best parameters, and how the training went."""
-    trained = [p for p in aligner.parameters() if p.requires_grad]
-    optimizer = AdamWScheduleFree(trained, lr=rate, warmup_steps=task.schedule.warmup)
+    trained, free = [p for p in aligner.parameters() if p.requires_grad], not task.schedule.cosine
+    warmup = task.schedule.warmup
+    optimizer = AdamWScheduleFree(trained, lr=rate, warmup_steps=warmup) if free else AdamW(trained, lr=rate)
+    falling = None if free else CosineAnnealingLR(optimizer, EPOCHS)
     generator = torch.Generator().manual_seed(seed)
     accuracies: list[float] = []
     best: dict[str, Tensor] = {}
     with tqdm(total=EPOCHS, unit="epoch", disable=not progress, leave=False) as bar:
-        while not _ended(accuracies):
-            optimizer.train()
+        while len(accuracies) < EPOCHS and not (free and _stale(accuracies)):
+            if free:
+                optimizer.train()
             for loss in task.epoch(aligner, generator):
                 task.step(optimizer, loss)
-            optimizer.eval()
+            optimizer.eval() if free else falling.step()
             accuracies.append(task.accuracy(aligner, *validation))
             if accuracies[-1] > max(accuracies[:-1], default=-1.0):
                 best = _trainable(aligner)
@@ -149,9 +165,9 @@ def _trained(
     return best, Fit(rate, tuple(accuracies))
 
 
-def _ended(accuracies: list[float]) -> bool:
+def _stale(accuracies: list[float]) -> bool:
     past, last = accuracies[:-PATIENCE], accuracies[-PATIENCE:]
-    return len(accuracies) >= EPOCHS or (bool(past) and max(last) <= max(past))
+    return bool(past) and max(last) <= max(past)
 
 
 @torch.no_grad()
@@ -174,7 +190,6 @@ def find_rate(
     *,
     scale: float | None = 100.0,
     seed: int = 0,
-    workers: int = 0,
 ) -> float:
     """The learning rate at which the lowest loss so far falls by the largest share, while the rate grows step by step.
 
@@ -185,7 +200,7 @@ def find_rate(
     Where no step lowers the loss, the smallest rate, with a warning unless the loss is below `SMALLEST` already.
     Raises ValueError where the loss is not finite.
     """
-    before, task = _trainable(aligner), _Task.of(aligner, train, classes, scale, workers)
+    before, task = _trainable(aligner), _Task.of(aligner, train, classes, scale)
     rates, losses = _range_test(aligner, task, torch.Generator().manual_seed(seed))
     _load(aligner, before)
     if len(losses) < 3 or not np.isfinite(losses[:-1]).all():

@@ -112,8 +112,12 @@ def read_tower(model: nn.Module, name: str) -> Tower:
 def _family(name: str, config: hf.PretrainedConfig) -> Family:
     kind = config.model_type
     if kind not in FAMILIES:
-        reason = REASONS.get(kind, "only pre-norm blocks with a class token and a linear read-out can be")
-        refuse(name, f"model type {kind!r}: {reason} (known types: {', '.join(FAMILIES)})")
+        if kind in REASONS:
+            refuse(name, f"model type {kind!r}: {REASONS[kind]}")
+        known = ", ".join(FAMILIES)
+        raise UnsupportedArchitectureError(
+            f"{name} is of model type {kind!r}, which is not read here; these are: {known}"
+        )
     if (channels := getattr(getattr(config, "vision_config", config), "num_channels", 3)) != 3:
         refuse(name, f"it takes images of {channels} channels, not RGB")
     if "CLIPVisionModelWithProjection" in (config.architectures or ()):  # of the same model type as without

@@ -97,8 +97,8 @@ class Loaded:
     vision: Loaded | None = field(default=None, kw_only=True)
 
 
-def refuse(name: str, reason: str) -> None:
-    raise UnsupportedArchitectureError(f"{name} cannot be decomposed into residual units: {reason}")
+def refuse(name: str, reason: str, *, what: str = "cannot be decomposed into residual units") -> None:
+    raise UnsupportedArchitectureError(f"{name} {what}: {reason}")
 
 
 def sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
