@@ -181,13 +181,18 @@ similarity:
   {profile: few, encoders: [mini-openclip], dataset: digits, reference_images: 100, images: 100, others: [shapes]}
 ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 100}
 selection: &tasks
-  {profile: few, encoders: [mini-openclip], dataset: digits, tasks: [digits], reference_images: 100, images: 100}
+  profile: few
+  encoders: [mini-openclip, mini-openclip@random]
+  dataset: digits
+  tasks: [digits]
+  reference_images: 100
+  images: 100
 alignment: {<<: *tasks, finetune: [], seeds: 1}
-learned: *tasks
+learned: {<<: *tasks, encoders: [mini-openclip]}
 class_means: *tasks
 zoo: {profile: few, encoders: [mini-openclip], controls: [], tasks: [digits], images: 100}
-text_and_code: *tasks
-playground: *tasks
+text_and_code: {<<: *tasks, encoders: [mini-openclip]}
+playground: {<<: *tasks, encoders: [mini-openclip]}
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from residual.alignment import (
     reference_bases,
 )
 from residual.data.dataset import Dataset
+from residual.heads import omp_heads
 from residual.units import Unit
 
 
@@ -87,6 +89,20 @@ def test_what_is_trained_is_what_the_paper_counts(stored, encoder):
         shares = spectra.explained_variance_ratio[unit.layer, unit.head].cumsum(0)
         assert shares[kept - 1] >= 0.9 - 1e-9
         assert kept == 1 or shares[kept - 2] < 0.9
+
+
+def test_a_head_that_does_not_vary_has_no_components_and_no_sentences(encoder, dataset, tmp_path):
+    constant = replace(dataset, images=torch.full_like(dataset.images, 100))
+    constant.images[:20] = dataset.images[:20]
+    for name, data, varies in (("some", constant, True), ("none", constant._take(torch.arange(20, 70)), False)):
+        stored = extract(encoder, data, root=tmp_path / name, coordinates="float32", batch=32, progress=False)
+        said = omp_heads(stored, torch.randn(9, encoder.output_dim), 3).indices
+        assert (said >= 0).any().item() == varies
+        if varies:
+            assert len(reference_bases(stored, "RD*").components)
+        else:
+            with pytest.raises(ValueError, match=r"no unit of .* varies on noise"):
+                reference_bases(stored, "RD*")
 
 
 def test_a_head_wider_than_the_output_keeps_all_its_components(folders, dataset, tmp_path):
@@ -163,7 +179,7 @@ def test_the_rate_that_the_first_seed_found_trains_the_others():
 
     def trained(aligner, encoder, inputs, labels, words, turn, rate):
         given.append((turn, rate))
-        return 0.5, 0.1, 0.5, 10, 3, 0.25, 1.0  # accuracy, its error, validation, parameters, epochs, rate, seconds
+        return None, 0.5, 10, 3, 0.25, 1.0  # hits, validation, parameters, epochs, rate, seconds
 
     values = {
         "run": SimpleNamespace(task_units=lambda *_: ({}, {})), "seed": 0, "seeds": 3, "trained": trained,

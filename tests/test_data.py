@@ -13,7 +13,7 @@ from miniature.emoji import load_artwork, vocabulary
 from miniature.photographs import MORE, draw_tiles, photo_tiles, photograph
 from miniature.reference import pick_drawings
 from miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
-from miniature.sets import FONTS, PHOTOGRAPHS
+from miniature.sets import FONTS, PHOTOGRAPHS, drawing_pools
 from miniature.shapes import HUES, PATTERNS, SHAPES
 from miniature.splits import balanced
 from miniature.textures import TEXTURES, draw_textures
@@ -91,6 +91,18 @@ def test_artworks_are_divided_among_the_splits_where_identity_is_not_the_class(n
         assert len(own) >= 4
         assert not seen & own
         seen |= own
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_no_drawing_for_testing_hardly_differs_from_one_of_training(split):
+    drawn = load_artwork().sprites.float() / 255
+    seen = torch.cat([drawn[:, :3] * drawn[:, 3:] + 0.5 * (1 - drawn[:, 3:]), drawn[:, 3:]], 1)
+    train, own, whole = (
+        torch.cat(drawing_pools(part, 0, twins=twins))
+        for part, twins in (("train", False), (split, False), (split, True))
+    )
+    assert set(own.tolist()) < set(whole.tolist())
+    assert torch.cdist(seen[own].flatten(1), seen[train].flatten(1)).min() > 0.1 * (4 * 72 * 72) ** 0.5
 
 
 def test_classes_by_identity_have_drawings_that_differ():

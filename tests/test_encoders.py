@@ -61,6 +61,14 @@ def test_transformers_architectures_are_refused(tmp_path, config, reason):
         load_encoder(str(tmp_path), pretrained=False)
 
 
+@pytest.mark.parametrize("config", [hf.DeiTConfig(), hf.ViTMSNConfig(), hf.ChineseCLIPConfig()])
+def test_what_could_be_read_but_is_not_is_refused_for_that_alone(tmp_path, config):
+    config.save_pretrained(tmp_path)
+    told = rf"is of model type '{config.model_type}', which is not read here: these are: .*vit"
+    with pytest.raises(UnsupportedArchitectureError, match=told):
+        load_encoder(str(tmp_path), pretrained=False)
+
+
 @pytest.mark.parametrize(
     ("name", "pretrained", "message"),
     [

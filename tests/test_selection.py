@@ -150,12 +150,12 @@ def test_groups_of_units_add_up_to_the_encoder():
     run = Chapter("selection", values | {"images": 100, "reference_images": 100, "dataset": "digits"})
     ((encoder, task),) = run.pairs()
     units, classes = run.units(encoder, "digits", "test"), {(encoder.name, task): run.classes(encoder, task)}
-    page = page_functions("selection", "of_layer", "groups_of", "accuracy", run=run, classes=classes)
+    page = page_functions("selection", "of_layer", "groups_of", "hits", run=run, classes=classes)
     rows = {
-        (group, layer): page["accuracy"](encoder, task, outputs.float())[0]
+        (group, layer): page["hits"](encoder, task, outputs.float())
         for group, layer, outputs in page["groups_of"](units)
     }
-    assert rows["up to a layer", encoder.layers - 1] == page["accuracy"](encoder, task, units.outputs())[0]
-    heads = page["accuracy"](encoder, task, ablate(units, torch.ones(units.head_grid, dtype=torch.bool)))
-    assert rows["heads", -1] == heads[0]
+    assert rows["up to a layer", encoder.layers - 1].equal(page["hits"](encoder, task, units.outputs()))
+    heads = page["hits"](encoder, task, ablate(units, torch.ones(units.head_grid, dtype=torch.bool)))
+    assert rows["heads", -1].equal(heads)
     assert len(rows) == 2 * encoder.layers + 3

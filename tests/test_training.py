@@ -7,7 +7,7 @@ import torch
 
 from conftest import pixels_of
 from residual import trace, training
-from residual.alignment import FineTuned, LinearAligner, find_rate, fit, transformed
+from residual.alignment import FineTuned, LinearAligner, Schedule, find_rate, fit, transformed
 from residual.selection import zero_shot_accuracy
 
 
@@ -141,6 +141,21 @@ def test_a_training_of_other_inputs_or_another_schedule_is_not_taken(tmp_path, m
     monkeypatch.setattr(training, "PATIENCE", 2)
     run(train, validation)
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+def test_of_several_rates_the_validation_split_chooses():
+    train, validation = hidden_classes(0), hidden_classes(1)
+    cosine, fits, weights = Schedule(cosine=True), {}, {}
+    for rate in (1e-6, 1e-3):
+        aligner = LinearAligner(16)
+        fits[rate] = fit(aligner, train, validation, CLASSES, rate=rate, schedule=cosine)
+        weights[rate] = aligner.weight
+        assert len(fits[rate].accuracies) == training.EPOCHS
+    aligner = LinearAligner(16)
+    chosen = fit(aligner, train, validation, CLASSES, rate=(1e-6, 1e-3), schedule=cosine)
+    assert fits[1e-3].accuracy > fits[1e-6].accuracy
+    assert chosen == fits[1e-3]
+    assert aligner.weight.equal(weights[1e-3])
 
 
 @pytest.mark.parametrize("family", ["openclip", "blip", "clip"])

@@ -25,7 +25,7 @@ OUTCOMES = (HOLDS, ANY, UNDECIDED, FAILS, UNTESTABLE)
 RESAMPLES = 1000
 NAN = float("nan")
 Accuracies = dict[str, np.ndarray]  # of each method, and "chance": [... t], tasks last
-BY_TASK: dict[str, Callable[[Accuracies], np.ndarray]] = {
+BY_TASK: dict[str, Callable[[Accuracies], np.ndarray | np.floating]] = {
     "chosen-keep": lambda a: np.minimum(*(_gain(a, m).sum(-1) for m in ("U", "U|T"))) / _gain(a, "B").sum(-1),
     "chance-does-not": lambda a: (a["U"] - a["R"]).mean(-1),
     "heads-carry": lambda a: _gain(a, "H").sum(-1) / _gain(a, "B").sum(-1),
@@ -143,10 +143,10 @@ def control_of(model: str, among: Iterable[str]) -> str | None:
     return name if name in among else None
 
 
-def judged(estimates: dict[str, dict[str, Estimate]], **more: dict[str, Any]) -> pd.DataFrame:
+def judged(estimates: dict[str, dict[str, Estimate]], **more: dict[tuple[str, str], Any]) -> pd.DataFrame:
     """Rows of `check` of every trained encoder: each claim's estimates by encoder, controls among them.
 
-    more: of `check`, by argument and by claim.
+    more: arguments of `check`, each by claim and encoder.
     """
     rows = []
     for claim, by_model in estimates.items():
@@ -222,7 +222,10 @@ def by_heads(statistic: Callable[[np.ndarray], float], heads: np.ndarray, *, see
 
 
 def by_tasks(
-    statistic: Callable[[Accuracies], np.ndarray], tasks: Sequence[dict[str, np.ndarray]], *, seed: int = 0
+    statistic: Callable[[Accuracies], np.ndarray | np.floating],
+    tasks: Sequence[dict[str, np.ndarray]],
+    *,
+    seed: int = 0,
 ) -> Estimate:
     """A statistic of accuracies, with tasks, their test images and trainings resampled, in this order.
 
@@ -269,7 +272,7 @@ def trend(heads: np.ndarray) -> float:
     return 0.0 if np.ptp(values) == 0 else float(rank_correlation(np.arange(len(values)), values))
 
 
-def rank_correlation(a: np.ndarray | pd.Series, b: np.ndarray | pd.Series) -> np.ndarray:
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray | np.floating:
     """Spearman's, along the last axis; NaN for a constant. SciPy's takes no batches, and tests each."""
     from scipy.stats import rankdata  # takes a second to import
 

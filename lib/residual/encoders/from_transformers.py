@@ -114,10 +114,7 @@ def _family(name: str, config: hf.PretrainedConfig) -> Family:
     if kind not in FAMILIES:
         if kind in REASONS:
             refuse(name, f"model type {kind!r}: {REASONS[kind]}")
-        known = ", ".join(FAMILIES)
-        raise UnsupportedArchitectureError(
-            f"{name} is of model type {kind!r}, which is not read here; these are: {known}"
-        )
+        refuse(name, f"these are: {', '.join(FAMILIES)}", what=f"is of model type {kind!r}, which is not read here")
     if (channels := getattr(getattr(config, "vision_config", config), "num_channels", 3)) != 3:
         refuse(name, f"it takes images of {channels} channels, not RGB")
     if "CLIPVisionModelWithProjection" in (config.architectures or ()):  # of the same model type as without
