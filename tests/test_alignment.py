@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 from conftest import page_functions, relative_error, shake
+from edition.inputs import task_checksum
 from residual import extract, load_encoder, trace
 from residual.alignment import (
     KINDS,
@@ -21,6 +23,7 @@ from residual.alignment import (
     reference_bases,
 )
 from residual.data.dataset import Dataset
+from residual.data.names import SPLITS
 from residual.heads import omp_heads
 from residual.units import Unit
 
@@ -188,3 +191,18 @@ def test_the_rate_that_the_first_seed_found_trains_the_others():
     encoder, page = SimpleNamespace(name="a"), page_functions("alignment", "trainings", **values)
     assert [aligner for aligner, *_ in page["trainings"](encoder, "task", "RD")] == [0, 1, 2]
     assert given == [(0, None), (1, 0.25), (2, 0.25)]
+
+
+def test_measured_fine_tuning_counts_only_for_the_same_weights_and_images(dataset):
+    run = SimpleNamespace(data=lambda *_: dataset, task_units=lambda *_: ({}, dict.fromkeys(SPLITS, dataset.labels)))
+    data = task_checksum(dict.fromkeys(SPLITS, (dataset, dataset.labels)))
+    columns = ["model", "dataset", "weights", "data", "seed", "validation"]
+    rows = [
+        ("a", "digits", "w", data, 0, 0.5), ("a", "digits", "w", data, 0, 0.7), ("a", "digits", "other", data, 0, 0.9),
+        ("a", "digits", "w", "other", 1, 0.9), ("b", "digits", "w", data, 0, 0.9),
+    ]  # fmt: skip
+    values = {"run": run, "stored": pd.DataFrame(rows, columns=columns), "weights": {"a": "w"}, "asked": []}
+    encoder, page = SimpleNamespace(name="a"), page_functions("alignment", "same", "pictures", reading="text", **values)
+    assert page["same"](encoder, "digits")["validation"].tolist() == [0.7]  # the better of two schedules
+    page["reading"] = "code"
+    assert page["same"](encoder, "digits").empty

@@ -20,10 +20,9 @@ COLOURS, DASHES, MARKS = (
     ("-", "--", "-.", ":", (0, (4, 1, 1, 1)), (0, (1, 2))),
     "osD^vP",
 )
-DIMENSIONS = {"linear_id": "L", "twonn_id": "N", "ratio": "Ratio", "evr1": "EVR\u2081"}
-DECIMALS = {"linear_id": 1, "twonn_id": 1, "ratio": 2, "evr1": 2}
-DARKEST = {"linear_id": 1.0, "twonn_id": 0.5, "ratio": 5.0, "evr1": 1.0}  # L and N as shares of a head's width
-WIDTH = 64  # of the paper's heads
+# One colour and mark for each method, and one colour for each encoder, in all figures.
+METHODS = ("RD", "Lin", "RD*", "RD_Y", "B", "FT", "Lin, tuned", "U", "U|T", "S")
+ENCODERS = ("dinov2-s-saliency", "mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit", "dinov2-minilm")
 
 
 def set_style() -> None:
@@ -32,6 +31,18 @@ def set_style() -> None:
     plt.rcParams["text.parse_math"] = False  # a dollar in the name of a folder or a class is a dollar
     fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}  # text stays text
     plt.rcParams.update({"svg.hashsalt": "residual"} | fonts)
+
+
+def style(name: str, otherwise: int = 0) -> dict[str, Any]:
+    """Colour, mark and dash of a method or an encoder, of a control as its encoder's but dotted.
+
+    otherwise: which of them a name has that is neither.
+    """
+    base = name.removesuffix("@random")
+    known = METHODS if base in METHODS else ENCODERS
+    at = known.index(base) if base in known else otherwise
+    dash = ":" if name != base else DASHES[at % len(DASHES)]
+    return {"color": COLOURS[at % len(COLOURS)], "marker": MARKS[at % len(MARKS)], "ls": dash, "label": name}
 
 
 def panels(count: int, height: float, width: float = 3.2, across: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -68,98 +79,25 @@ def lines(
     for ax, name in zip(drawn, names, strict=True):
         for index, value in enumerate(hues):
             rows = table[(table[panel] == name) & (table[hue] == value)].sort_values(x)
-            style = {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)], "ms": 4, "label": value}
-            ax.plot(rows[x], rows[y], marker=MARKS[index % len(MARKS)], **style)
+            ax.plot(rows[x], rows[y], ms=4, **style(value, index))
         ax.set(**{"title": name, "xlabel": x} | axes)
         ax.set_ylabel(y if ax.get_subplotspec().is_first_col() else "")
     legend_below(figure)
     return drawn
 
 
-def accuracy_dots(table: pd.DataFrame, measures: Mapping[str, str]) -> list[Axes]:
-    """Accuracies with two standard errors: tasks in rows, one panel for each model, a mark for each measure.
-
-    table: columns model, task, chance, and for each key of `measures` the accuracy and key + "_se".
-    measures: column -> its name in the legend.
-    """
-    models, tasks = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["task"]))
-    figure, axes = panels(len(models), 0.3 * len(tasks) + 1.2, 9 / min(len(models), 3), sharey=True)
-    places = np.arange(len(tasks))
-    for ax, model in zip(axes, models, strict=True):
-        rows = table[table["model"] == model].set_index("task").reindex(tasks)
-        ax.scatter(rows["chance"], places, marker="|", color="black", s=70, label="chance")
-        for index, (column, name) in enumerate(measures.items()):
-            style = {"fmt": MARKS[index], "color": COLOURS[index], "ms": 5, "lw": 1.2, "mfc": ("none", None)[index % 2]}
-            ax.errorbar(rows[column], places, xerr=2 * rows[f"{column}_se"], label=name, **style)
-        ax.set(xlim=(-0.03, 1.03), title=model, xlabel="accuracy", yticks=places, yticklabels=tasks)
-        ax.grid(color="#e5e5e5", lw=0.6)
-        ax.set_axisbelow(True)
-    axes[0].invert_yaxis()
-    legend_below(figure, 7)
-    return axes
-
-
-def dimension_heatmaps(table: pd.DataFrame) -> list[Axes]:
-    """Fig. 2: for each model, layers in rows and L, N, their ratio and EVR1 in columns.
-
-    table: columns model, layer, linear_id, twonn_id, ratio, evr1, and head_width unless it is 64. Shades have one scale
-    for each column in every figure, of L and N in widths of a head.
-    """
-    models, relative = list(dict.fromkeys(table["model"])), in_widths(table)
-    figure, axes = panels(len(models), 0.23 * table.groupby("model").size().max() + 0.8, 2.9)
-    figure.set_visible(False)  # or seaborn draws the whole figure for each model, to see whether labels overlap
-    for ax, model in zip(axes, models, strict=True):
-        rows, shades = (p[p["model"] == model].set_index("layer")[list(DIMENSIONS)] for p in (table, relative))
-        text = rows.apply(lambda column: column.map(lambda v, c=column.name: f"{v:.{DECIMALS[c]}f}"))
-        options = {"cmap": "Blues", "vmin": 0, "vmax": 1.25, "cbar": False, "annot_kws": {"size": 8}}
-        sns.heatmap(shades / pd.Series(DARKEST), annot=text, fmt="", ax=ax, rasterized=True, **options)
-        ax.set_xticklabels(DIMENSIONS.values())
-        ax.set_yticklabels(rows.index, rotation=0)
-        ax.xaxis.tick_top()
-        ax.tick_params(length=0)
-        ax.set(xlabel="", ylabel="Layer", title=model)
-    figure.set_visible(True)
-    return axes
-
-
-def in_widths(table: pd.DataFrame) -> pd.DataFrame:
-    """The same with L and N, and their errors, as shares of a head's width."""
-    width = table.get("head_width", WIDTH)
-    columns = [name for name in table if name.startswith(("linear_id", "twonn_id"))]
-    return table.assign(**{name: table[name] / width for name in columns})
-
-
-def agreement_grids(table: pd.DataFrame) -> list[Axes]:
-    """Fig. 3 and 8: agreement of two sets of descriptions, layers in columns and heads in rows, for each model.
-
-    table: columns model, layer, head, z.
-    """
-    models = list(dict.fromkeys(table["model"]))
-    _, axes = panels(len(models), 0.3 * table["head"].nunique() + 0.9, 0.55 * table["layer"].nunique() + 1, across=1)
-    for ax, model in zip(axes, models, strict=True):
-        grid = table[table["model"] == model].pivot(index="head", columns="layer", values="z")
-        sns.heatmap(grid, annot=True, fmt=".2f", cmap="Blues", vmin=0, vmax=4, cbar=False, ax=ax, annot_kws={"size": 8})
-        ax.set(title=model, xlabel="layer", ylabel="head")
-        ax.tick_params(length=0, rotation=0)
-    return axes
-
-
 def head_rows(
-    table: pd.DataFrame, row: str, value: str, label: str, *, falling: bool = False, unit: str = "heads",
+    table: pd.DataFrame, row: str, value: str, label: str, *, unit: str = "heads",
     cmap: str = "cividis", limits: tuple[float, float] = (0, 1),
 ) -> list[Axes]:  # fmt: skip
     """Values in rows, with all heads in columns by layer, one panel for each model.
 
-    table: columns model, layer, head (infinite for an MLP, which comes last), `row` and `value`. falling: whether rows
-    are in the order of their means.
+    table: columns model, layer, head (infinite for an MLP, which comes last), `row` and `value`.
     """
     grids = {}
     for model, part in table.groupby("model", sort=False):
-        order = part.groupby(row, sort=False)[value].mean()
-        order = order.sort_values(ascending=False) if falling else order
-        grids[model] = (
-            part.pivot(index=row, columns=["layer", "head"], values=value).sort_index(axis=1).loc[order.index]
-        )
+        grid = part.pivot(index=row, columns=["layer", "head"], values=value)
+        grids[model] = grid.sort_index(axis=1).loc[part[row].unique()]
     size = 9.5, sum(0.2 * len(grid) + 0.7 for grid in grids.values())
     figure, axes = plt.subplots(len(grids), 1, figsize=size, squeeze=False, layout="constrained")
     for ax, (model, grid) in zip(axes.flat, grids.items(), strict=True):
