@@ -30,8 +30,9 @@ def assembled(text: Path, executed: Path) -> NotebookNode:
     page = combine_inputs_with_outputs(page, run, fmt="md:myst")
     for place, cell in enumerate(page.cells):
         if injected and "parameters" in cell.metadata.get("tags", ()):
+            shown = "remove-cell" if "remove-cell" in cell.metadata["tags"] else "hide-input"
             cell.metadata["tags"] = ["parameters", "remove-input"]  # papermill's cell has the values in force
-            injected[0].metadata["tags"] = ["injected-parameters", "hide-input"]
+            injected[0].metadata["tags"] = ["injected-parameters", shown]
             injected[0].metadata["mystnb"] = {"code_prompt_show": "Parameters"}
             page.cells.insert(place + 1, injected[0])
             break

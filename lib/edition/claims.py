@@ -158,19 +158,21 @@ def judged(estimates: dict[str, dict[str, Estimate]], **more: dict[tuple[str, st
 
 
 def claim_table(rows: pd.DataFrame) -> Styler:
-    """Rows of `check` as a reader sees them: the claim in words, its bound, intervals of 95 % in brackets."""
+    """Rows of `check` as a reader sees them, by claim, with its bound; intervals of 95 % are in brackets."""
     shown = []
-    for row in rows.to_dict("records"):
-        claim = claims()[row["claim"]]
+    for name, part in rows.groupby("claim", sort=False):
+        claim = claims()[name]
         than = "at least" if claim.better == "higher" else "at most"
-        excess = _with_interval(row["statistic"] - row["control"], row["excess_low"], row["excess_high"])
-        shown.append({
-            "model": row["model"], "claim": claim.claim, "measured": f"{claim.measured}, {than} {claim.bound:g}",
-            "value": _with_interval(row["statistic"], row["low"], row["high"]) + _with_share([row["share"]]),
-            "random weights": _number(row["control"]), "difference": excess,
-            "outcome": row["outcome"] + (f": {row['reason']}" if row["reason"] else ""),
-        })  # fmt: skip
-    return styled(pd.DataFrame(shown), index=False, wrap=True)
+        reasons = "".join(f". {reason[0].upper()}{reason[1:]}" for reason in dict.fromkeys(part["reason"]) if reason)
+        for row in part.to_dict("records"):
+            excess = row["statistic"] - row["control"], row["excess_low"], row["excess_high"]
+            value = _with_interval(row["statistic"], row["low"], row["high"]) + _with_share([row["share"]])
+            shown.append({
+                "claim": f"{claim.claim} ({claim.measured}, {than} {claim.bound:g}){reasons}", "encoder": row["model"],
+                "value": value, "random weights": _number(row["control"]), "difference": _with_interval(*excess),
+                "outcome": row["outcome"],
+            })  # fmt: skip
+    return styled(pd.DataFrame(shown).set_index(["claim", "encoder"]), wrap=True)
 
 
 def found(rows: pd.DataFrame) -> str:

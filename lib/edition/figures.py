@@ -22,7 +22,10 @@ COLOURS, DASHES, MARKS = (
 )
 # One colour and mark for each method, and one colour for each encoder, in all figures.
 METHODS = ("RD", "Lin", "RD*", "RD_Y", "B", "FT", "Lin, tuned", "U", "U|T", "S")
-ENCODERS = ("dinov2-s-saliency", "mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit", "dinov2-minilm")
+ENCODERS = (
+    *("dinov2-s-saliency", "mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit", "dinov2-minilm"),
+    *("OpenCLIP-L", "CLIP-L", "BLIP-L", "OpenCLIP-B", "CLIP-B", "BLIP-B", "DINOv2-L", "ViT-L"),
+)
 
 
 def set_style() -> None:
