@@ -21,10 +21,12 @@ def accuracies(folder: Path) -> pd.DataFrame:
     seed = json.loads((folder / "recipe.json").read_text())["recipe"]["seed"]
     results, source = f"_build/results/maps-{seed}", chapter_path("alignment")
     given = {"encoders": [str(folder), f"{folder}@random"], "results": results, "seeds": 1}
-    run_chapter(source, checked_parameters(source, given), project_root() / f"_build/reruns/maps-{seed}.ipynb")
+    parameters = checked_parameters(source, given)
+    run_chapter(source, parameters, project_root() / f"_build/reruns/maps-{seed}.ipynb")
     table = pd.read_csv(project_root() / results / "alignment.csv")
     towers = table["model"].map({str(folder): "trained", f"{folder}@random": "random"})
-    return table.assign(maps=seed, tower=towers)[["maps", "tower", "dataset", "method", "accuracy"]]
+    columns = ["maps", "tower", "images", "dataset", "method", "accuracy"]
+    return table.assign(maps=seed, tower=towers, images=parameters["images"])[columns]
 
 
 def main() -> None:
