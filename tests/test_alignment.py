@@ -196,10 +196,11 @@ def test_the_rate_that_the_first_seed_found_trains_the_others():
 def test_measured_fine_tuning_counts_only_for_the_same_weights_and_images(dataset):
     run = SimpleNamespace(data=lambda *_: dataset, task_units=lambda *_: ({}, dict.fromkeys(SPLITS, dataset.labels)))
     data = task_checksum(dict.fromkeys(SPLITS, (dataset, dataset.labels)))
-    columns = ["model", "dataset", "weights", "data", "seed", "validation"]
+    columns = ["model", "dataset", "weights", "data", "schedule", "validation"]
     rows = [
-        ("a", "digits", "w", data, 0, 0.5), ("a", "digits", "w", data, 0, 0.7), ("a", "digits", "other", data, 0, 0.9),
-        ("a", "digits", "w", "other", 1, 0.9), ("b", "digits", "w", data, 0, 0.9),
+        ("a", "digits", "w", data, "search", 0.5), ("a", "digits", "w", data, "cosine", 0.7),
+        ("a", "digits", "other", data, "search", 0.9), ("a", "digits", "w", "other", "search", 0.9),
+        ("b", "digits", "w", data, "search", 0.9),
     ]  # fmt: skip
     values = {"run": run, "stored": pd.DataFrame(rows, columns=columns), "weights": {"a": "w"}, "asked": []}
     encoder, page = SimpleNamespace(name="a"), page_functions("alignment", "same", "pictures", reading="text", **values)

@@ -153,11 +153,13 @@ def test_tables_show_every_row_in_words():
     assert "0.20 (0.20 to 0.20)" in html  # the difference, from draws in common
     line, other = found(rows).splitlines()
     assert line.endswith("0.30; with random weights: 0.10): **holds** for 1 of 1.")
+    alone = found(pd.DataFrame([check("hunched", "a", near(0.3))]))
+    assert alone.endswith("0.30): **holds without a control** for 1 of 1.")
     assert other.endswith("**fails** for 1 of 1.")
 
 
 def test_what_was_found_counts_encoders_by_outcome():
-    rows = [check("hunched", m, near(v)) for m, v in (("a", 0.3), ("b", 0.01))]
+    rows = [check("hunched", m, near(v), near(0.0)) for m, v in (("a", 0.3), ("b", 0.01))]
     told = found(pd.DataFrame([*rows, check("hunched", "c", untestable="it has two layers")]))
     assert told.endswith(
         "**holds** for 1 of 3, **fails** for 1 of 3, **untestable here** for 1 of 3 (it has two layers)."
@@ -200,6 +202,25 @@ def test_images_in_common_make_a_difference_between_methods_precise():
     apart = [{"RD": task["RD"], "Lin": task["Lin"][:, np.random.default_rng(1).permutation(200)]} for task in tasks]
     paired, mixed = (by_tasks(BY_TASK["rd-like-lin"], part).interval() for part in (tasks, apart))
     assert paired[1] - paired[0] < 0.7 * (mixed[1] - mixed[0])
+
+
+def test_what_is_not_known_image_by_image_is_resampled_apart_and_below_three_tasks_none_is_left_out():
+    share = {"RD": np.full(1, 0.5), "Lin": 0.25}
+    spread = by_tasks(BY_TASK["rd-like-lin"], [share | {"B": np.zeros((1, 400))}] * 2).draws.std()
+    assert spread == pytest.approx((0.25 / 400 / 2) ** 0.5, rel=0.1)  # two tasks of 400 images
+    assert not len(by_tasks(BY_TASK["rd-like-lin"], [{"RD": 0.5, "Lin": 0.25}] * 2).draws)
+    assert len(by_tasks(BY_TASK["rd-like-lin"], [{"RD": 0.5, "Lin": 0.25}] * 3).draws)
+
+
+def test_an_interval_of_a_trend_covers_the_truth_about_as_often_as_it_says():
+    generator, covered = np.random.default_rng(0), 0
+    for seed in range(60):
+        means = np.arange(6) + generator.normal(0, 1.5, 6)
+        estimate = by_heads(trend, means[:, None] + generator.normal(size=(6, 6)), seed=seed)
+        low, high = estimate.interval()
+        assert low <= estimate.value <= high
+        covered += low - 1e-9 <= trend(means) <= high + 1e-9
+    assert covered >= 51  # 85 %
 
 
 def test_trainings_are_resampled_too():

@@ -22,6 +22,7 @@ HOLDS, FAILS, UNDECIDED, ANY, UNTESTABLE = (
     "holds", "fails", "undecided", "true of any such architecture", "untestable here",
 )  # fmt: skip
 OUTCOMES = (HOLDS, ANY, UNDECIDED, FAILS, UNTESTABLE)
+ALONE = "without a control"  # the reason beside an outcome that none could change
 RESAMPLES = 1000
 NAN = float("nan")
 Accuracies = dict[str, np.ndarray]  # of each method, and "chance": [... t], tasks last
@@ -134,7 +135,7 @@ def check(
     if not rule.reaches(own.value, interval):
         return row | {"outcome": UNDECIDED}
     if control is None or not np.isfinite(control.value):
-        return row | {"outcome": HOLDS, "reason": "without a control"}
+        return row | {"outcome": HOLDS, "reason": ALONE}
     if rule.reaches(control.value, (row["control_low"], row["control_high"])):
         return row | {"outcome": ANY}
     apart = min(excess) > 0 if rule.better == "higher" else max(excess) < 0
@@ -187,9 +188,10 @@ def found(rows: pd.DataFrame) -> str:
         values = span(part["statistic"]) + _with_share(part["share"])
         if control := span(part["control"]):
             values += f"; with random weights: {control}"
-        counts = part["outcome"].value_counts()
-        said = ", ".join(f"**{word}** for {counts[word]} of {len(part)}" for word in OUTCOMES if word in counts)
-        reasons = "; ".join(dict.fromkeys(reason for reason in part["reason"] if reason))
+        outcome = part["outcome"].where(part["reason"] != ALONE, f"{HOLDS} {ALONE}")
+        counts, words = outcome.value_counts(), (OUTCOMES[0], f"{HOLDS} {ALONE}", *OUTCOMES[1:])
+        said = ", ".join(f"**{word}** for {counts[word]} of {len(part)}" for word in words if word in counts)
+        reasons = "; ".join(dict.fromkeys(part.loc[part["outcome"] == UNTESTABLE, "reason"]))
         measured = f"{claim.measured}: {values}" if values else claim.measured
         lines.append(f"- {claim.claim} ({measured}): {said}{f' ({reasons})' if reasons else ''}.")
     return "\n".join(lines)
@@ -229,7 +231,7 @@ def by_heads(statistic: Callable[[np.ndarray], float], heads: np.ndarray, *, see
 
 def by_tasks(
     statistic: Callable[[Accuracies], np.ndarray | np.floating],
-    tasks: Sequence[dict[str, np.ndarray]],
+    tasks: Sequence[dict[str, np.ndarray | float]],
     *,
     seed: int = 0,
 ) -> Estimate:
