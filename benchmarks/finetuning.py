@@ -2,8 +2,8 @@
 
 As in the chapter on alignment with the profile `mini`, which fine-tunes none, as each takes minutes on a CPU. Writes
 finetuning.csv, a row for each pair and seed as soon as it is done. `weights` and `data` are checksums of the encoder's
-weights and of the task's images and labels: the chapter takes no row whose checksums are others. `hits` has a digit for
-each test image, 1 where it is right. Pairs that the file holds already are left out, so an interrupted run goes on.
+weights and of the task's images and labels: the chapter takes no row with other checksums. `hits` has a letter for
+each test image, y where it is right. Pairs that the file holds already are left out, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from edition.claims import hit_digits
+from edition.claims import hit_letters
 from edition.inputs import task_checksum, task_parts
 from edition.pages import chapter_defaults, chapter_path
 from residual import load_dataset, load_encoder
@@ -53,7 +53,7 @@ def tuned(model: str, task: str, seed: int, data_seed: int, images: int, device:
     found = share, (share * (1 - share) / len(hits)) ** 0.5, result.accuracy
     went = parameter_count(aligner), len(result.accuracies), f"{result.rate:.3g}", round(time.monotonic() - start)
     which = model, encoder.weights_hash()[:12], task, task_checksum(parts), images, SCHEDULE, seed
-    return *which, *(round(value, 6) for value in found), *went, *hit_digits(hits)
+    return *which, *(round(value, 6) for value in found), *went, *hit_letters(hits)
 
 
 def done(path: Path, images: int) -> set[tuple[str, str, int]]:

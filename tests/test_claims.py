@@ -22,7 +22,7 @@ from edition.claims import (
     claim_table,
     claims,
     found,
-    hit_digits,
+    hit_letters,
     hunchback,
     judged,
     rank_correlation,
@@ -248,6 +248,6 @@ def test_a_head_stands_out_by_being_low_too():
     assert standing_out(column)[:, 0].tolist() == [False] * 5 + [True, True]
 
 
-def test_hits_are_kept_as_digits():
-    assert hit_digits(torch.tensor([True, False, True])) == ["101"]
-    assert hit_digits(torch.tensor([[True, False], [False, False]])) == ["10", "00"]
+def test_hits_are_kept_as_text_that_no_reader_takes_for_a_number():
+    assert hit_letters(torch.tensor([True, False, True])) == ["yny"]
+    assert hit_letters(torch.tensor([[True, False], [False, False]])) == ["yn", "nn"]

@@ -264,9 +264,9 @@ def by_tasks(
         return Estimate(float(statistic(whole)), np.empty(0) if fixed else np.asarray(statistic(drawn)))
 
 
-def hit_digits(right: Tensor) -> list[str]:
-    """Which images are right, of [n] or [s n]: a string for each training, with a digit for each image."""
-    return ["".join(map(str, training)) for training in right.int().reshape(-1, right.shape[-1]).tolist()]
+def hit_letters(right: Tensor) -> list[str]:
+    """Which images are right, of [n] or [s n]: a text for each training, with "y" or "n" for each image."""
+    return ["".join("ny"[hit] for hit in training) for training in right.int().reshape(-1, right.shape[-1]).tolist()]
 
 
 def hunchback(heads: np.ndarray) -> float:
