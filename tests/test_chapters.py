@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import jupytext
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -19,6 +20,7 @@ from edition.pages import ParameterError, chapter_defaults, chapter_path, chapte
 from edition.parameters import PARAMETERS, check_parameters
 from edition.results import measured, outputs
 from edition.run import main
+from edition.tables import best_bold, styled
 from miniature import ENCODERS
 
 ROOT = project_root()
@@ -231,3 +233,14 @@ def test_every_table_that_a_chapter_saves_is_listed_and_every_listed_one_is_save
     run = Chapter("gpu", {"profile": "mini", "results": str(tmp_path)})
     with pytest.raises(KeyError, match=r"results\.yml does not list something"):
         run.save(pd.DataFrame(), "something")
+
+
+def test_tables_write_no_negative_zero_and_set_all_that_look_best_in_bold():
+    table = pd.DataFrame({"a": [-0.001, 0.5], "b": [np.nan, -0.4]})
+    html = styled(table, "{:.2f}", na_rep="").to_html()
+    assert "-0.00" not in html
+    assert "-0.40" in html
+    assert "nan" not in html
+    columns = pd.MultiIndex.from_product([["m"], ["B", "Lin", "RD"]])
+    html = best_bold(pd.DataFrame([[0.999, 1.0, 0.5]], columns=columns), ["m"], ["B", "Lin", "RD"]).to_html()
+    assert re.search(r"col0, #\w+col1 \{\s+font-weight: bold", html)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,11 +19,19 @@ def styled(
     digits: a format for all cells, or for each column. index: whether rows have names. wrap: whether texts are broken
     into lines. html: columns with links of our own. options: as `Styler.format` takes them.
     """
-    style = table.style.format(digits, escape="html", **options)
+    formats = (
+        {c: _unsigned_zero(d) for c, d in digits.items()} if isinstance(digits, Mapping) else _unsigned_zero(digits)
+    )
+    style = table.style.format(formats, escape="html", **options)
     style = style.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
     style = style.format(subset=list(html)) if html else style
     style = style if index else style.hide(axis="index")
     return style.set_properties(**{"white-space": "normal"}) if wrap else style
+
+
+def _unsigned_zero(digits: str | None) -> Callable[[float], str] | None:
+    """A format that writes no "-0.00"."""
+    return digits and (lambda value: re.sub(r"^-(0\.?0*)$", r"\1", digits.format(value)))
 
 
 def by_task(table: pd.DataFrame, tasks: Iterable[str], columns: str) -> pd.DataFrame:
@@ -39,7 +48,12 @@ def best_bold(wide: pd.DataFrame, models: Sequence[str], methods: Sequence[str])
     style = styled(pd.concat(blocks, names=["model", None]), "{:.2f}", na_rep="")
     edge = {"selector": f"tbody tr:nth-child({len(wide)}n+1) > *", "props": "border-top: 1px solid"}
     name = {"selector": "th.level0", "props": "vertical-align: top"}
-    return style.set_table_styles([edge, name]).highlight_max(axis=1, props="font-weight: bold")
+    return style.set_table_styles([edge, name]).apply(_best, axis=1)
+
+
+def _best(row: pd.Series) -> list[str]:
+    shown = row.round(2)  # as many digits as the reader sees
+    return ["font-weight: bold" if value == shown.max() else "" for value in shown]
 
 
 def with_counts(style: Styler, counts: pd.Series) -> Styler:
