@@ -175,7 +175,7 @@ FEW = """
 data: {profile: few, images: 100}
 dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, images: 100}
 pursuit: *one
-semantics: *one
+semantics: {<<: *one, encoders: [mini-openclip, mini-openclip@random]}
 heads: *one
 similarity:
   {profile: few, encoders: [mini-openclip], dataset: digits, reference_images: 100, images: 100, others: [shapes]}
