@@ -181,8 +181,9 @@ def test_what_one_chapter_extracts_no_other_extracts_in_another_way(project, mon
         assert len({replace(job, coordinates=False) for job in wanted}) == len(wanted)
         if name != "few":  # where one set is both a chapter's own and a task's
             assert len({replace(job, coordinates=False, balanced=False) for job in wanted}) == len(wanted)
-        if name.startswith("mini"):  # no split at two sizes
-            assert len({(job.encoder, job.dataset, job.split) for job in wanted}) == len(wanted)
+        if name.startswith("mini"):  # no split at two sizes, but for the one whose images N is held against
+            repeated = len(wanted) - len({(job.encoder, job.dataset, job.split) for job in wanted})
+            assert repeated == (name == "mini")
 
 
 def recorded(units):
@@ -229,7 +230,7 @@ CHANGES = [  # file, text, in place of which; and the chapters that run again
     ("constraints.txt", "torch==", "torch===", "all"),
     ("book/references.bib", "Facco", "Fako", set()),
     ("book/dimension.md", "heads live in few dimensions", "heads have few dimensions", set()),  # prose
-    ("book/dimension.md", "Darker is larger, on one scale", "Darker is more, on one scale", set()),  # a caption
+    ("book/dimension.md", "Bands are two standard", "Bands are twice the standard", set()),  # a caption
     ("book/similarity.md", "run.save(table,", "run.save(1 * table,", {"similarity"}),
     ("profiles/few.yml", "images: 100, others", "images: 101, others", {"similarity"}),
 ]

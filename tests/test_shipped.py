@@ -6,17 +6,15 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from conftest import relative_error
-from edition.claims import answers, check, published_statistics
+from conftest import page_functions, relative_error
+from edition.claims import HOLDS, Estimate, check, claims
 from edition.inputs import extractions
 from edition.pages import ParameterError
 from edition.parameters import chapter_parameters, without_missing
-from edition.results import published
 from residual import load_dataset, load_encoder, trace
 from residual.encoders import from_package, names
 from residual.encoders.names import FILE, PACKAGE, SHIPPED
@@ -106,24 +104,28 @@ def test_chapters_give_it_fewer_and_larger_images():
     assert ours[0] in dimension  # the reference set is extracted once
 
 
-def test_a_claim_that_random_weights_support_is_no_evidence():
-    rows = pd.concat([
-        check("linear-rises", SHIPPED, 0.9), check("linear-rises", "mini-vit", 0.1),
-        check("linear-rises", "mini-vit@random", 0.2),
-        check("ratio-rises", SHIPPED, 0.9), check("ratio-rises", "mini-vit@random", 0.95),
-    ])  # fmt: skip
-    table = answers(rows, {"linear-rises": (0.8, 1.0)}).set_index("claim")
-    linear, ratio = table.iloc[0], table.iloc[1]
-    assert linear[["the paper", "real weights", "mini encoders", "random weights", "holds"]].tolist() == [
-        "0.80 to 1.00", "0.90", "0.10", "0.20", "1 of 2",
-    ]  # fmt: skip
-    assert ratio["holds"] == "no evidence"
-    assert ratio["the paper"] == ""
+def test_real_weights_are_told_apart_from_mini_encoders_and_random_ones():
+    control, rows = Estimate(0.2), [("linear-rises", SHIPPED, 0.9), ("linear-rises", "mini-vit", 0.1)]
+    values = {
+        "rows": pd.DataFrame([check(*row, control) for row in rows]),
+        "theirs": pd.DataFrame([check("linear-rises", name, value) for name, value in (("A", 0.8), ("B", 1.0))]),
+    }
+    row = page_functions("claims", "outcomes_of", "answer", **values)["answer"](
+        "linear-rises", claims()["linear-rises"]
+    )
+    assert row["the paper"] == "0.80 to 1.00"
+    assert (row["real weights"], row["random, real weights"], row["outcome, real weights"]) == (
+        "0.90",
+        "0.20",
+        "holds: 1",
+    )
+    assert (row["mini encoders"], row["outcome, mini encoders"]) == ("0.10", "fails: 1")
 
 
-def test_the_papers_own_encoders_support_the_claims_that_its_figure_2_shows():
-    figures = published_statistics(published)
-    assert figures["linear-rises"][0] > 0.7
-    assert figures["low-dimensional"][1] == pytest.approx(0.54, abs=0.005)
-    assert figures["evr1-factor"][0] > 3
-    assert np.isfinite(list(figures.values())).all()
+def test_the_papers_own_encoders_meet_the_claims_that_its_figure_2_shows():
+    page = page_functions("claims", "of_trend", "of_dimensions")
+    rows = pd.DataFrame([check(*row) for row in page["of_dimensions"]()])
+    assert set(rows["outcome"]) == {HOLDS}
+    of_claims = rows.groupby("claim")["statistic"]
+    assert of_claims.max()["low-dimensional"] == pytest.approx(0.54, abs=0.005)
+    assert of_claims.min()["evr1-factor"] > 3
