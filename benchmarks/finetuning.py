@@ -25,7 +25,7 @@ from edition.pages import chapter_defaults, chapter_path
 from residual import load_dataset, load_encoder
 from residual.alignment import FineTuned, align, parameter_count
 from residual.data.names import SPLITS, split_task
-from residual.selection import class_encodings
+from residual.selection import class_encodings, share_right
 
 COLUMNS = [
     *("model", "weights", "dataset", "data", "images", "schedule", "seed"),
@@ -49,8 +49,7 @@ def tuned(model: str, task: str, seed: int, data_seed: int, images: int, device:
     classes = class_encodings(encoder, load_dataset(task, "test", seed=data_seed))
     aligner = FineTuned(encoder)
     result, hits = align(aligner, encoder, pictures, labels, classes, seed=seed)
-    share = hits.double().mean().item()
-    found = share, (share * (1 - share) / len(hits)) ** 0.5, result.accuracy
+    found = *share_right(hits), result.accuracy
     went = parameter_count(aligner), len(result.accuracies), f"{result.rate:.3g}", round(time.monotonic() - start)
     which = model, encoder.weights_hash()[:12], task, task_checksum(parts), images, SCHEDULE, seed
     return *which, *(round(value, 6) for value in found), *went, *hit_letters(hits)

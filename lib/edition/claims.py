@@ -142,12 +142,6 @@ def check(
     return row | {"outcome": HOLDS if apart or not np.isfinite(excess).all() else UNDECIDED}
 
 
-def control_of(model: str, among: Iterable[str]) -> str | None:
-    """The matched control of an encoder: the same architecture with random weights, if it is among these."""
-    name = f"{model}@random"
-    return name if name in among else None
-
-
 def judged(estimates: dict[str, dict[str, Estimate]], **more: dict[tuple[str, str], Any]) -> pd.DataFrame:
     """Rows of `check` of every trained encoder: each claim's estimates by encoder, controls among them.
 
@@ -156,7 +150,7 @@ def judged(estimates: dict[str, dict[str, Estimate]], **more: dict[tuple[str, st
     rows = []
     for claim, by_model in estimates.items():
         for model in (name for name in by_model if not name.endswith("@random")):
-            control = by_model.get(control_of(model, by_model) or "")
+            control = by_model.get(f"{model}@random")
             options = {name: values[claim, model] for name, values in more.items() if (claim, model) in values}
             rows.append(check(claim, model, by_model[model], control, **options))
     return pd.DataFrame(rows)

@@ -185,8 +185,13 @@ def zero_shot_accuracy(
     outputs: Float[Tensor, "n d"], classes: Float[Tensor, "c d"], labels: Int64[Tensor, "n"]
 ) -> tuple[float, float]:
     """Share of `zero_shot_hits`, and its standard error; errors as there."""
-    share = zero_shot_hits(outputs, classes, labels).double().mean().item()
-    return share, (share * (1 - share) / len(labels)) ** 0.5
+    return share_right(zero_shot_hits(outputs, classes, labels))
+
+
+def share_right(hits: Bool[Tensor, "n"]) -> tuple[float, float]:
+    """The share of images that are right, and its standard error."""
+    share = hits.double().mean().item()
+    return share, (share * (1 - share) / len(hits)) ** 0.5
 
 
 def knn_accuracy(
