@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ from edition.inputs import (
 from edition.pages import ParameterError, project_root
 from edition.parameters import namespace_parameters
 from edition.reproduction import task_classes
-from edition.tables import styled
 from residual.data.names import SPLITS, split_task
 from residual.files import replacing
 
@@ -83,9 +83,10 @@ class Chapter:
             self._units[extraction] = extraction.units(encoder, extraction.data(), **options)
         return self._units[extraction]
 
-    def pairs(self) -> list[tuple[Encoder, str]]:
-        """Every encoder with every task. Raises ParameterError where a class of a task has no training image."""
-        pairs = list(product(self.encoders().values(), self.parameters["tasks"]))
+    def pairs(self, names: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[tuple[Encoder, str]]:
+        """Every encoder with every task, or those named. Raises ParameterError where a class has no training image."""
+        loaded = [self.encoder(name) for name in names] or self.encoders().values()
+        pairs = list(product(loaded, tasks or self.parameters["tasks"]))
         for encoder, task in pairs:
             name, factor = split_task(task)
             check_classes(self.data(name, "train", encoder.name), factor, task, self.parameters["images"])
@@ -130,8 +131,9 @@ class Chapter:
         for name, value in values.items():
             glue(name, value, display=False)
 
-    def card(self, **facts: Any) -> Styler:
-        """What a reader needs to repeat the run: its parameters, other facts, versions, machine, seconds."""
-        facts |= {"left_out": self.left_out} if self.left_out else {}
-        facts["again"] = f"make chapter CHAPTER={self.name} PROFILE={self.parameters['profile']}"
-        return styled(results.run_card(time.monotonic() - self.started, self.parameters | facts), wrap=True)
+    def card(self, images: Iterable[int] = ()) -> Markdown:
+        """A line with what a reader needs, beside the parameters, to repeat the run. images: how many encoders read."""
+        counts = sorted({*images})
+        read = f" {' or '.join(f'{count:,}' for count in counts)} images;" if counts else ""
+        again = f"`make chapter CHAPTER={self.name} PROFILE={self.parameters['profile']}`"
+        return Markdown(f"*This run:{read} {results.run_line(time.monotonic() - self.started)}.* Again: {again}")

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -107,9 +107,18 @@ class Extraction:
 
 def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
     """Every extraction that a chapter reads: of each encoder first the set it is about, or the reference set."""
-    find = _EXTRACTIONS.get(chapter)
+    if (find := _EXTRACTIONS.get(chapter)) is None:
+        return []
     encoders = (*parameters.get("encoders", ()), *parameters.get("controls", ()))
-    return list(dict.fromkeys(e for name in encoders for e in find(name, parameters))) if find else []
+    found = [e for name in encoders for e in find(name, parameters)]
+    for name in parameters.get("without_text", ()):
+        found += find(name, parameters | {"tasks": every_third(parameters["tasks"])})
+    return list(dict.fromkeys(found))
+
+
+def every_third(tasks: Sequence[str]) -> list[str]:
+    """The tasks on which encoders without text are tried, to save time."""
+    return list(tasks[::3])
 
 
 def find_extraction(every: list[Extraction], encoder: str, dataset: str | None, split: str | None) -> Extraction | None:
@@ -225,16 +234,14 @@ def _tasks_and_noise(encoder: str, p: dict[str, Any]) -> Iterator[Extraction]:
         yield _extraction(encoder, p, name, "train", p["images"], coordinates=False)
 
 
-_EXTRACTIONS = dict.fromkeys(("dimension", "pursuit", "semantics", "heads"), _one_set) | {
+_EXTRACTIONS = dict.fromkeys(("pursuit", "semantics"), _one_set) | {
     "dimension": _two_sizes,
     "ground_truth": _shapes,
     "similarity": _reference_and_others,
-    "zoo": _outputs,
+    "data": _outputs,
     "selection": _tasks,
     "alignment": _tasks_and_parity,
-    "learned": _tasks,
-    "class_means": _tasks,
-    "playground": _tasks,
+    "heads": _tasks,
     "text_and_code": _tasks_and_noise,
 }
 

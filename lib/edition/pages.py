@@ -19,19 +19,15 @@ from nbformat import NotebookNode
 
 READS = {  # chapters that read others' tables or trainings
     "heads": ("dimension", "semantics", "ground_truth"),
-    "learned": ("alignment",),
-    "tables": ("selection",),
-    "intro": ("claims", "alignment", "reproduction"),
+    "intro": ("claims", "alignment"),
     "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
-    "reproduction": ("dimension", "semantics", "similarity", "selection", "alignment"),
 }
 FOLLOWS = {  # chapters that come after others which make units or trainings that both need
-    "zoo": ("selection",), "class_means": ("dimension", "selection"),
-    "pursuit": ("dimension",), "semantics": ("dimension",),
-    "similarity": ("dimension", "selection", "class_means", "ground_truth"),
-    "text_and_code": ("selection", "alignment"), "playground": ("selection", "alignment"),
+    "data": ("selection",), "pursuit": ("dimension",), "semantics": ("dimension",),
+    "similarity": ("dimension", "selection", "ground_truth"),
+    "text_and_code": ("selection", "alignment"), "heads": ("selection", "alignment"),
 }  # fmt: skip
-LAST = ("costs", "results")  # chapters that list what all others took and saved
+LAST = "running"  # the chapter that lists what all others took
 
 
 class ParameterError(ValueError):
@@ -60,8 +56,8 @@ def chapters() -> list[str]:
 
 def after(chapter: str) -> tuple[str, ...]:
     """The chapters that a chapter waits for, as it reads what they make, or lists what they cost."""
-    if chapter in LAST:  # each after all that come before it
-        return tuple(other for other in chapters() if other not in LAST[LAST.index(chapter) :])
+    if chapter == LAST:
+        return tuple(other for other in chapters() if other != LAST)
     return READS.get(chapter, ()) + FOLLOWS.get(chapter, ())
 
 

@@ -54,6 +54,7 @@ PARAMETERS: dict[str, Any] = {
     "results": Annotated[str, StringConstraints(min_length=1)],  # a folder
     "encoders": Annotated[list[Encoder], Field(min_length=1), AfterValidator(_distinct)],
     "controls": Annotated[list[Encoder], AfterValidator(_distinct)],
+    "without_text": Annotated[list[Encoder], AfterValidator(_distinct)],
     "tasks": Annotated[list[DataSet], Field(min_length=1), AfterValidator(_distinct)],
     "finetune": list[Annotated[str, StringConstraints(pattern=r"^(all|\S.* on .*\S)$")]],  # "encoder on task"
     "dataset": DataSet,
@@ -62,6 +63,7 @@ PARAMETERS: dict[str, Any] = {
     "others": Annotated[list[DataSet], AfterValidator(_distinct)],
     "split": Literal[SPLITS],
     "images": Annotated[int, Field(ge=100)],  # TwoNN needs enough in a quarter of them
+    "set_images": Annotated[int, Field(ge=100)],
     "most_images": Annotated[int, Field(ge=500)],
     "batch": Annotated[int, Field(ge=1)],
     "seed": Annotated[int, Field(ge=0)],
@@ -70,7 +72,6 @@ PARAMETERS: dict[str, Any] = {
     "device": Annotated[str, AfterValidator(_device)],
     "precision": Literal[PRECISIONS],
     "reading": Literal[READINGS],
-    "workers": Annotated[int, Field(ge=0)],
     "dictionary": Annotated[str, AfterValidator(_dictionary)],
 }
 
@@ -100,7 +101,7 @@ def without_missing(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
     Raises ParameterError where no encoder is left.
     """
-    named = {key: values[key] for key in ("encoders", "controls") if key in values}
+    named = {key: values[key] for key in ("encoders", "controls", "without_text") if key in values}
     missing = {name: command for names in named.values() for name in names if (command := missing_package(name))}
     left = {key: [name for name in names if name not in missing] for key, names in named.items()}
     if missing and not left.get("encoders"):

@@ -38,7 +38,10 @@ PAPER_IMAGES = 80_000  # of ImageNet
 ENOUGH = 0.99 * PAPER_IMAGES  # a few images of a copy may be damaged
 FEW = "too few images"
 COLUMNS = ["quantity", "published", "ours", "difference", "tolerance", "verdict"]
-EMPTY = "*This run has none of these cells, which need the paper's encoders and data sets* ({doc}`scale`)."
+LEGEND = (
+    "Cells that this run has too: ours, and in brackets the difference to the published value; x beyond the tolerance, ? "
+    "with too few images to judge."
+)
 
 
 def published_name(dataset: str) -> str | None:
@@ -96,15 +99,18 @@ def ranks(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(cells: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> Styler | Markdown:
-    """A table of `compare`'s cells: ours, the difference to the published, x if not reproduced, ? if not judged."""
+    """A table of `compare`'s cells: ours, the difference to the published, x if not reproduced, ? if not judged.
+
+    Nothing where there is no cell: the page *Does it hold?* says so once for all.
+    """
     if cells.empty:
-        return Markdown(EMPTY)
+        return Markdown("")
     shown = [
         f"{ours:.2f} ({difference:+.2f})" + {"not reproduced": " x", FEW: " ?"}.get(verdict, "")
         for ours, difference, verdict in cells[["ours", "difference", "verdict"]].itertuples(index=False)
     ]
     wide = cells.assign(shown=shown).pivot(index=list(rows), columns=list(columns), values="shown").fillna("")
-    return styled(wide).map(lambda text: "font-weight: bold" if text.endswith("x") else "")
+    return styled(wide).map(lambda text: "font-weight: bold" if text.endswith("x") else "").set_caption(LEGEND)
 
 
 def tally(cells: pd.DataFrame) -> str:

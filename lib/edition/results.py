@@ -68,15 +68,14 @@ def columns() -> dict[str, str]:
     return _explanations()["columns"]
 
 
-def run_card(seconds: float, facts: dict[str, Any]) -> pd.DataFrame:
-    """What a reader needs to repeat a run: parameters, commit, versions, machine, seconds."""
-    rows = {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
+def run_line(seconds: float) -> str:
+    """On what a run was made: commit, versions, machine, seconds."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         commit = ""
-    rows |= {"commit": commit or "not a git checkout", "Python": platform.python_version()}
-    rows |= {library: version(library) for library in LIBRARIES}
-    rows |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "seconds": round(seconds)}
-    return pd.DataFrame({"value": {name: str(value) for name, value in rows.items()}})
+    versions = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
+    code = f"commit {commit}" if commit else "not a git checkout"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    return f"{code}; Python {platform.python_version()}, {versions}; {machine}; {seconds:.0f} seconds"
