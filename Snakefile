@@ -23,7 +23,7 @@ UNITS = str(config.get("units", PROFILE in ("small", "paper"))).lower() in ("1",
 JOBS = {chapter: [job.name for job in jobs] for chapter, jobs in jobs_by_chapter(PROFILE_FILE).items()} if UNITS else {}
 # What draws the data sets, then the longest chapters and those that others wait for, or cores idle while one ends alone.
 FIRST = (
-    "ground_truth", "selection", "dimension", "alignment", "similarity", "data", "text_and_code", "pursuit", "semantics",
+    "selection", "dimension", "alignment", "ground_truth", "similarity", "data", "text_and_code", "pursuit", "semantics",
     "residual_stream",
 )  # fmt: skip
 

@@ -108,7 +108,7 @@ function linkHeadsOf(table) {
   for (const row of table.rows) {
     if (rows === 0) { encoder = row.cells[0].textContent.trim(); rows = row.cells[0].rowSpan; }
     rows -= 1;
-    if (!window.exploredEncoders.includes(encoder)) continue;
+    if (!Object.hasOwn(window.exploredEncoders, encoder)) continue;
     for (const cell of row.cells) {
       const parts = cell.textContent.split(/(\bL\d+\.H\d+\b)/);
       if (parts.length === 1 || cell.children.length) continue;

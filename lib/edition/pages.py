@@ -19,12 +19,13 @@ from nbformat import NotebookNode
 
 READS = {  # chapters that read others' tables or trainings
     "heads": ("dimension", "semantics", "ground_truth"),
+    "ground_truth": ("alignment",),
     "intro": ("claims", "alignment"),
     "claims": ("dimension", "pursuit", "semantics", "similarity", "selection", "alignment"),
 }
 FOLLOWS = {  # chapters that come after others which make units or trainings that both need
     "data": ("selection",), "pursuit": ("dimension",), "semantics": ("dimension",),
-    "similarity": ("dimension", "selection", "ground_truth"),
+    "similarity": ("dimension", "selection"),
     "text_and_code": ("selection", "alignment"), "heads": ("selection", "alignment"),
 }  # fmt: skip
 LAST = "running"  # the chapter that lists what all others took

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from miniature.scenes import COLOURS, RENDERED, to_bytes, uniform
@@ -63,22 +63,40 @@ def _render(
     size: int, shape: Tensor, colour: Tensor, pattern: Tensor, background: Tensor, radius: Tensor, angle: Tensor,
     position: Tensor,
 ) -> UInt8[Tensor, "n 3 s s"]:  # fmt: skip
-    axis = (torch.arange(size * SAMPLES) + 0.5) / (size * SAMPLES) * 2 - 1
-    x, y = axis[None, None, :] - position[:, 0, None, None], axis[None, :, None] - position[:, 1, None, None]
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    across, down = cos * x + sin * y, cos * y - sin * x  # in halves of the image, from the shape's centre
-    u, v = across / radius[:, None, None], down / radius[:, None, None]
-    inside, core = (torch.zeros(u.shape, dtype=torch.bool) for _ in range(2))
-    for index, name in enumerate(SHAPES):
-        rows = shape == index
-        inside[rows] = _inside(name, u[rows], v[rows])
-        core[rows] = _inside(name, u[rows] / RIM, v[rows] / RIM)
+    across, down = _from_centre(size * SAMPLES, angle, position)
+    inside, core = (_covered(shape, scale * radius, across, down) for scale in (1, RIM))
     white = core & inside & _is_white(pattern, across * 24, down * 24)  # a fineness of the image, not of its pixels
     palette = torch.tensor([COLOURS[name] for name in HUES]) / 255
     grounds = torch.tensor([COLOURS[name] for name in BACKGROUNDS]) / 255
     image = torch.where(inside[:, None], palette[colour][:, :, None, None], grounds[background][:, :, None, None])
     image = torch.where(white[:, None], 1.0, image)
     return to_bytes(F.avg_pool2d(image, SAMPLES))
+
+
+def shape_masks(
+    shape: Int[Tensor, "n"], radius: Float[Tensor, "n"], angle: Float[Tensor, "n"], position: Float[Tensor, "n 2"], *,
+    size: int = 48,
+) -> Float[Tensor, "n s s"]:  # fmt: skip
+    """The part of each pixel that the shape covers, its pattern included: where `draw_shapes` draws it."""
+    inside = _covered(shape, radius, *_from_centre(size * SAMPLES, angle, position))
+    return F.avg_pool2d(inside[:, None].float(), SAMPLES)[:, 0]
+
+
+def _from_centre(size: int, angle: Tensor, position: Tensor) -> tuple[Float[Tensor, "n s s"], Float[Tensor, "n s s"]]:
+    """How far points are from a shape's centre, across and down it, in halves of the image."""
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    x, y = axis[None, None, :] - position[:, 0, None, None], axis[None, :, None] - position[:, 1, None, None]
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def _covered(shape: Tensor, radius: Tensor, across: Tensor, down: Tensor) -> Bool[Tensor, "n s s"]:
+    inside = torch.zeros(across.shape, dtype=torch.bool)
+    for index, name in enumerate(SHAPES):
+        rows = shape == index
+        side = radius[rows, None, None]
+        inside[rows] = _inside(name, across[rows] / side, down[rows] / side)
+    return inside
 
 
 def combination_names() -> tuple[str, ...]:

@@ -127,6 +127,8 @@ class _Record:
     heads: Tensor | None = None  # attention before its output projection, [n h*dh]
     mlp: Tensor | None = None  # what the MLP adds, [n w]
     end: Tensor | None = None  # the residual stream after the block, [n w]
+    watched: int | None = None  # the head whose tokens are kept
+    tokens: Tensor | None = None  # what each token adds to this head, [n p dh]
 
 
 @torch.no_grad()
@@ -138,22 +140,54 @@ def trace(encoder: Encoder, pixels: Tensor) -> Units:
     which is the rounding of these formats (`benchmarks/accuracy.py`).
     Raises RuntimeError if the model is in training mode, or if a block did not run.
     """
-    pixels = encoder.check_pixels(pixels)
-    if any(module.training for module in encoder.tower.root.modules()):
-        raise RuntimeError(f"{encoder.name} is in training mode, where dropout breaks Eq. 1; call enc.model.eval()")
-    parts = [_traced(encoder, part) for part in encoder.cached_parts(pixels)]
+    parts = [_traced(encoder, part) for part in encoder.cached_parts(_checked(encoder, pixels))]
     with torch.autocast(encoder.device.type, enabled=False):
         return Units(*map(torch.cat, zip(*parts, strict=True)), head_frames(encoder))
 
 
-def _traced(encoder: Encoder, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Coordinates of heads, blocks and output: the fields of Units that depend on the images."""
+@torch.no_grad()
+def head_tokens(encoder: Encoder, pixels: Tensor, layer: int, head: int) -> Float[Tensor, "n p d"]:
+    """A head's unit as a sum over tokens: the class token, registers where there are any, then patches row by row.
+
+    A token's part is its value times the class token's attention to it, mapped as the unit is; what does not depend on
+    tokens is spread evenly. The sum over p is `trace(encoder, pixels)[f"L{layer}.H{head}"]`, to rounding.
+    Errors as `trace`, and KeyError where there is no such head. Source: the decomposition over tokens of Gandelsman et
+    al. (2024), section 3.1, on the units of Eq. 1.
+    """
+    if not (0 <= layer < encoder.layers and 0 <= head < encoder.heads):
+        raise KeyError(f"no head L{layer}.H{head}; {encoder.name} has {encoder.layers} layers of {encoder.heads} heads")
+    parts = []
+    for images in encoder.cached_parts(_checked(encoder, pixels)):
+        coordinates, _, output, tokens = _traced(encoder, images, (layer, head))
+        scalars = coordinates[:, layer, head, -2:]  # 1/s and m/s
+        shared = (scalars / tokens.shape[1])[:, None].expand(-1, tokens.shape[1], -1)
+        parts.append(torch.cat([tokens.to(output.dtype) * scalars[:, :1, None], shared], 2))
+    with torch.autocast(encoder.device.type, enabled=False):
+        frames, coordinates = head_frames(encoder), torch.cat(parts)
+    constant = frames.head_constant.double() / coordinates.shape[1]
+    return (coordinates.double() @ frames.head_frames[layer, head].double() + constant).to(coordinates.dtype)
+
+
+def _checked(encoder: Encoder, pixels: Tensor) -> Tensor:
+    if any(module.training for module in encoder.tower.root.modules()):
+        raise RuntimeError(f"{encoder.name} is in training mode, where dropout breaks Eq. 1; call enc.model.eval()")
+    return encoder.check_pixels(pixels)
+
+
+def _traced(encoder: Encoder, pixels: Tensor, watched: tuple[int, int] | None = None) -> tuple[Tensor, ...]:
+    """Coordinates of heads, blocks and output: the fields of Units that depend on the images.
+
+    watched: layer and number of a head whose `_Record.tokens` come fourth.
+    """
     with TRACING, _recording(encoder) as records:
+        if watched:
+            records[watched[0]].watched = watched[1]
         output = encoder.forward(pixels)
     if silent := [f"L{i}" for i, record in enumerate(records) if record.end is None]:
         raise RuntimeError(f"blocks {silent} of {encoder.name} did not run: its units would not sum to its output")
     with torch.autocast(encoder.device.type, enabled=False):
-        return _units(encoder, records, output)
+        units = _units(encoder, records, output)
+    return (*units, records[watched[0]].tokens) if watched else units
 
 
 @contextlib.contextmanager
@@ -191,6 +225,9 @@ def _forward(block: Block, record: _Record, last: bool, x: Tensor, *masks: objec
     x, queries = (x[:, :1], normed[:, :1]) if last else (x, normed)
     q, k, v = (part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in block.qkv(normed, queries))
     heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    if (one := record.watched) is not None:
+        attention = (q[:, one, :1] @ k[:, one].mT / q.shape[-1] ** 0.5).softmax(-1)
+        record.tokens = attention.mT * v[:, one]
     x = x + block.scale1(block.out(heads))
     mlp = block.scale2(block.mlp(block.norm2(x)))
     x = x + mlp

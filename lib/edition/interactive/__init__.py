@@ -1,4 +1,4 @@
-"""Interactive pages that are one file each: a template, and the page's numbers in a script element as JSON."""
+"""Interactive pages: a template, and beside it the page's numbers as scripts, which work from disk as well."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import jinja2
 from residual.files import write_bytes
 
 
-def write_page(folder: Path, template: str, data: dict[str, Any], **values: Any) -> Path:
+def write_page(folder: Path, template: str, **values: Any) -> Path:
     """Write `folder/index.html` from a template of this folder; returns the page. values: its texts, escaped."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     source = Path(__file__).with_name(template).read_text()
-    numbers = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # no text in the data ends the script
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "index.html", environment.from_string(source).render(data=numbers, **values).encode())
+    write_bytes(folder / "index.html", environment.from_string(source).render(**values).encode())
     return folder / "index.html"
+
+
+def write_script(path: Path, name: str, data: Any) -> None:
+    """Write a script that assigns data to a name, such as `window.played`."""
+    write_bytes(path, f"{name} = {json.dumps(data, allow_nan=False)};\n".encode())

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from edition.interactive import write_page
+from edition.interactive import write_page, write_script
 from residual.alignment import Bases, ResiDual, reference_bases
 from residual.data.dataset import Dataset
 from residual.data.images import thumbnails
@@ -112,9 +112,11 @@ def all_components(reference: StoredUnits) -> Bases:
 
 
 def write_playground(folder: Path, scene: Scene, presets: dict[str, dict[str, Any]]) -> Path:
-    """Write `folder/index.html`, which holds all it needs; returns the page."""
+    """Write `folder/index.html`, and its numbers beside it; returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_script(folder / "data.js", "window.played", scene.payload(presets))
     return write_page(
-        folder, "playground.html.jinja", scene.payload(presets),
+        folder, "playground.html.jinja",
         encoder=scene.encoder, task=scene.task, images=len(scene.labels), shown=min(SHOWN, len(scene.labels)),
         sprite=_sprite(scene.data), size=PIXELS,
     )  # fmt: skip

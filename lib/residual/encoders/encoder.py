@@ -84,9 +84,13 @@ class Encoder(Loaded):
         """A batch in parts so small that a CPU's cache holds what its blocks compute; on a GPU, the whole batch."""
         if self.device.type != "cpu":
             return (pixels,)
+        rows, columns = self.patch_grid(pixels)
+        return pixels.split(max(1, CACHED // (rows * columns + 1)))
+
+    def patch_grid(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[int, int]:
+        """Rows and columns of the patches that these pixels are cut into: the last tokens, row by row."""
         patch = next(module for module in self.tower.root.modules() if isinstance(module, nn.Conv2d)).stride
-        tokens = (pixels.shape[2] // patch[0]) * (pixels.shape[3] // patch[1]) + 1
-        return pixels.split(max(1, CACHED // tokens))
+        return pixels.shape[2] // patch[0], pixels.shape[3] // patch[1]
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """The tower's own forward pass."""
