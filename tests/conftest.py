@@ -172,27 +172,24 @@ def dataset():
 
 
 FEW = """
-data: {profile: few, images: 100}
+data: {profile: few, encoders: [mini-openclip], controls: [], tasks: [digits], images: 100, set_images: 100}
 dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, images: 100}
 pursuit: *one
 semantics: {<<: *one, encoders: [mini-openclip, mini-openclip@random]}
-heads: *one
 similarity:
   {profile: few, encoders: [mini-openclip], dataset: digits, reference_images: 100, images: 100, others: [shapes]}
 ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 100}
-selection: &tasks
+text_and_code: &tasks
   profile: few
-  encoders: [mini-openclip, mini-openclip@random]
+  encoders: [mini-openclip]
   dataset: digits
   tasks: [digits]
   reference_images: 100
   images: 100
-alignment: {<<: *tasks, finetune: [], seeds: 1}
-learned: {<<: *tasks, encoders: [mini-openclip]}
-class_means: *tasks
-zoo: {profile: few, encoders: [mini-openclip], controls: [], tasks: [digits], images: 100}
-text_and_code: {<<: *tasks, encoders: [mini-openclip]}
-playground: {<<: *tasks, encoders: [mini-openclip]}
+heads: *tasks
+selection: {<<: *tasks, encoders: [mini-openclip, mini-openclip@random], without_text: [mini-vit]}
+alignment:
+  {<<: *tasks, encoders: [mini-openclip, mini-openclip@random], without_text: [mini-vit], finetune: [], seeds: 1}
 """
 
 

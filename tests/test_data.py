@@ -14,7 +14,7 @@ from miniature.photographs import MORE, draw_tiles, photo_tiles, photograph
 from miniature.reference import pick_drawings
 from miniature.scenes import BACKDROPS, COLOURS, RESTYLES, draw_scenes, restyle
 from miniature.sets import FONTS, PHOTOGRAPHS, drawing_pools
-from miniature.shapes import HUES, PATTERNS, SHAPES
+from miniature.shapes import HUES, PATTERNS, SHAPES, shape_masks
 from miniature.splits import balanced
 from miniature.textures import TEXTURES, draw_textures
 from residual import load_dataset, task_names
@@ -141,6 +141,22 @@ def test_the_factors_of_shapes_are_in_the_pixels():
         assert (centre - torch.stack([factor["x"][row], factor["y"][row]])).abs().max() < 0.06
         radius = (columns.max() - columns.min() + 1) / 48
         assert 0.75 < radius / factor["size"][row] < 1.1
+
+
+def test_a_mask_covers_what_is_drawn_and_nothing_else():
+    data = load_dataset("shapes", "test", size=56, count=300)
+    factor = {name: own.values for name, own in data.factors.items()}
+    place = torch.stack([factor["x"], factor["y"]], 1)
+    masks = shape_masks(factor["shape"], factor["size"], factor["angle"], place, size=56)
+    images = data.images.float()
+    hues = torch.tensor([COLOURS[name] for name in HUES]).float()[factor["colour"]]
+    ground = images[:, :, :1, :1]
+    bare = (images - ground).abs().amax(1) < 2
+    whole = (images - hues[:, :, None, None]).abs().amax(1) < 2
+    assert masks[whole].min() > 0.99  # nothing but the shape has its colour
+    solid = factor["pattern"] == 0
+    assert masks[solid][bare[solid]].max() < 0.02
+    assert (masks[solid] - (~bare[solid]).float()).abs().mean() < 0.05
 
 
 def test_the_shapes_are_the_shapes_they_are_called():

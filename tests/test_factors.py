@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from conftest import page_functions
+from edition.chapter import Chapter
+from edition.pages import chapter_defaults, chapter_path
 from miniature.sets import Factor
+from miniature.shapes import SHAPES
 from residual import extract
 from residual.heads import factor_levels, variance_shares
 
@@ -81,3 +84,32 @@ def test_specialisation_is_one_for_one_factor_and_zero_for_equal_ones():
     assert equal["index"] == pytest.approx(0)
     assert none["driver"] == "none"
     assert pd.isna(none["index"])
+
+
+def test_the_share_on_the_shape_counts_what_varies_there_and_the_class_token_elsewhere():
+    share = page_functions("ground_truth", "share_on_shape")["share_on_shape"]
+    generator = torch.Generator().manual_seed(0)
+    on_shape = torch.zeros(200, 9)
+    on_shape[:, 2] = 1
+    on_shape[:, 3] = 0.5
+    parts = torch.randn(200, 10, 6, generator=generator)
+    constant = 100 * torch.randn(10, 6, generator=generator)  # as a bias adds it
+    assert share(parts + constant, on_shape).mean().item() == pytest.approx(0.15, abs=0.01)
+    parts[:, [*range(3), *range(5, 10)]] = 0  # of the class token and of patches 0, 1 and 4 to 8
+    assert share(parts + constant, on_shape).mean().item() == pytest.approx(0.75, abs=0.02)
+    parts[:, 4] = 0
+    torch.testing.assert_close(share(parts + constant, on_shape), torch.ones(200))
+
+
+def test_what_is_covered_is_the_part_of_each_patch(monkeypatch):
+    """The sum over patches is the shape's area."""
+    values = chapter_defaults(chapter_path("ground_truth")) | {"encoders": ["mini-vit"], "controls": [], "images": 100}
+    run = Chapter("ground_truth", values)
+    page = page_functions("ground_truth", "covered", run=run, loaded=run.encoders(), LOOKED=20)
+    page["looked_at"] = lambda name: run.data("shapes", "test", name).images[:20]
+    on_shape, data = page["covered"]("mini-vit"), run.data("shapes", "test", "mini-vit").head(20)
+    assert on_shape.shape == (20, 36)
+    square = data.factors["shape"].values == SHAPES.index("square")
+    areas = (1.6 * data.factors["size"].values[square]) ** 2 / 4  # of the image
+    assert square.any()
+    torch.testing.assert_close(on_shape[square].mean(1), areas.float(), atol=0.01, rtol=0)

@@ -290,15 +290,14 @@ def test_a_table_that_is_gone_is_made_again(built, tmp_path):
 
 
 def test_a_chapter_that_fails_is_named_with_its_notebook_and_others_go_on(project):
-    for name in ("gpu", "tables"):
-        text = project / f"book/{name}.md"
-        cell = '```{code-cell} ipython3\nraise RuntimeError("broken on purpose")\n```\n\n'
-        start = text.read_text().rindex("```{code-cell}", 0, text.read_text().index("run.card("))
-        text.write_text(text.read_text()[:start] + cell * (name == "gpu") + text.read_text()[start:])
-    targets = ["_build/runs/few/gpu.ipynb", "_build/runs/few/speed.ipynb"]
+    text = project / "book/residual_stream.md"
+    cell = '```{code-cell} ipython3\nraise RuntimeError("broken on purpose")\n```\n'
+    start = text.read_text().index("\n## ")
+    text.write_text(text.read_text()[:start] + cell + text.read_text()[start:])
+    targets = ["_build/runs/few/residual_stream.ipynb", "_build/runs/few/dimension.ipynb"]
     done = snake(project, *targets, config=("profile=few",))
     assert done.returncode != 0
-    log = project / "_build/logs/few/gpu.ipynb"
+    log = project / "_build/logs/few/residual_stream.ipynb"
     assert f"RuntimeError: broken on purpose\nthe notebook up to there is {log}" in done.stdout + done.stderr
     assert "broken on purpose" in log.read_text()
     assert [(project / target).is_file() for target in targets] == [False, True]

@@ -68,6 +68,8 @@ def rehearsal(profile: dict) -> dict:
         own["profile"] = "rehearsal"
         if "encoders" in own:
             own["encoders"] = [name for name in own["encoders"] if name in STANDINS] or ["BLIP-L"]
+        if "without_text" in own:
+            own["without_text"] = []
         own |= {name: size for name, size in SIZES.items() if name in own}
         if "tasks" in own:
             own["tasks"] = own["tasks"][:2]
@@ -76,7 +78,7 @@ def rehearsal(profile: dict) -> dict:
         if "seeds" in own:
             own["seeds"] = 1
     small = {"profile": "rehearsal", "encoders": ["mini-openclip"], "controls": [], "tasks": ["digits"], "images": 100}
-    given["zoo"] = small
+    given["data"] = small
     return given
 
 

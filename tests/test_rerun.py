@@ -92,9 +92,9 @@ def notebook(inside):
 
 
 def test_papermill_runs_a_chapter_from_the_root_and_from_the_book(inside, notebook):
-    (inside / "params.yml").write_text("profile: few\n")
+    (inside / "params.yml").write_text("encoders: [mini-openclip]\n")
     for folder, chapter, given in (
-        (inside, _as_notebook(inside, "gpu"), ["-f", "params.yml"]),
+        (inside, notebook, ["-f", "params.yml"]),
         (inside / "book", notebook, ["-y", "{encoders: [mini-openclip], seed: 5}"]),
     ):
         done = run_in(folder, str(BIN / "papermill"), str(chapter), "out.ipynb", *given)
@@ -130,7 +130,7 @@ def _as_notebook(folder: Path, chapter: str) -> Path:
 
 def test_nbconvert_executes_a_chapter(inside):
     command = [str(BIN / "jupyter"), "nbconvert", "--execute", "--to", "notebook", "--output", "done.ipynb"]
-    done = run_in(inside, *command, str(_as_notebook(inside / "book", "gpu")), JUPYTER_PLATFORM_DIRS="1")
+    done = run_in(inside, *command, str(_as_notebook(inside / "book", "residual_stream")), JUPYTER_PLATFORM_DIRS="1")
     assert done.returncode == 0, done.stderr[-2000:]
     assert (inside / "book/done.ipynb").is_file()
 

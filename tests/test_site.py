@@ -59,15 +59,15 @@ def test_the_book_has_every_chapter_with_its_figures(site):
         assert "glue:text" not in html
         assert "output stderr" not in html
     assert 'href="explorer/index.html"' in (site / "heads.html").read_text()
-    assert all(name in (site / "explorer/index.html").read_text() for name in ("mini-openclip", "mini-vit"))
+    assert all(name in (site / "explorer/encoders.js").read_text() for name in ("mini-openclip", "mini-vit"))
 
 
 def test_tables_are_numbered_as_tables_and_files_of_numbers_are_there(site):
     page = (site / "selection.html").read_text()
     assert re.search(r'id="tab-selection".*?<span class="caption-number">Table \d+ </span>', page, re.DOTALL)
     assert re.search(r'id="fig-by-k".*?<span class="caption-number">Fig. \d+ </span>', page, re.DOTALL)
-    assert re.search(r'<span class="std std-numref">Table \d+</span>', (site / "zoo.html").read_text())
-    listed = re.findall(r'href="(results/[^"]+\.csv)"', (site / "results.html").read_text())
+    assert re.search(r'<span class="std std-numref">Table \d+</span>', (site / "data.html").read_text())
+    listed = re.findall(r'href="(results/[^"]+\.csv)"', (site / "claims.html").read_text())
     assert "results/unit_selection.csv" in listed
     assert len(listed) > 50
     assert all((site / link).stat().st_size > 20 for link in listed)
@@ -144,6 +144,7 @@ def test_the_explorer_shows_a_head_by_its_address_and_finds_sentences(site, page
     assert page.locator("h2").inner_text().startswith("L3.H2")
     assert page.get_by_label("Search sentences").is_disabled()  # mini-vit reads no text
     page.get_by_label("Encoder").select_option("mini-openclip")
+    page.get_by_role("heading", name="L0.H0").wait_for()  # its heads are loaded
     sentences = page.locator("section li").all_inner_texts()
     assert len(sentences) == 5
     assert page.url.endswith("#mini-openclip/L0.H0")
@@ -155,7 +156,9 @@ def test_the_explorer_shows_a_head_by_its_address_and_finds_sentences(site, page
     assert page.locator(".map button:not(.other)").count() == 0
     page.get_by_role("button", name="Two encoders").click()
     assert page.locator("section").count() == 2
-    page.locator("section").nth(1).get_by_label("Encoder").select_option("mini-vit")
+    page.locator("section").nth(1).get_by_role("heading").wait_for()
+    assert page.locator("section").nth(1).get_by_label("Encoder").input_value() == "mini-vit"  # another one
+    assert page.locator("section").nth(1).locator("img").count() == 4  # three components, and a map
     page.locator("section").nth(1).get_by_role("button", name="L2.H1:").click()
     assert page.url.endswith("#mini-openclip/L0.H0+mini-vit/L2.H1")
     page.go_back()
@@ -175,14 +178,14 @@ def test_heads_in_tables_link_to_the_explorer_and_long_tables_sort(site, page):
     label = link.inner_text()
     link.click()
     assert page.locator("h2").inner_text().startswith(label)
-    page.goto((site / "results.html").as_uri())
-    table = page.locator("table.sortable").first
+    page.goto((site / "claims.html").as_uri())
+    table = page.locator("#tab-results table.sortable")
     column = table.locator("tbody tr > :first-child")
     table.locator("thead button").first.click()
     assert column.all_inner_texts() == sorted(column.all_inner_texts(), key=str.lower)
     table.locator("thead button").first.click()
     assert column.all_inner_texts() == sorted(column.all_inner_texts(), key=str.lower, reverse=True)
-    page.get_by_label("search this table").first.fill("alignment_runs")
+    page.locator("#tab-results").get_by_label("search this table").fill("alignment_runs")
     assert table.locator("tbody tr:visible").count() == 1
 
 

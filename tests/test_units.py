@@ -10,7 +10,7 @@ import torch
 
 from conftest import FAMILIES, pixels_of, relative_error, shake
 from residual import load_encoder, trace
-from residual.units import Unit, residual_units
+from residual.units import Unit, head_frames, head_tokens, residual_units
 
 BASE = ["OpenCLIP-B", "CLIP-B", "BLIP-B", "DINOv2-B", "ViT-B"]
 LARGE = ["OpenCLIP-L", "CLIP-L", "BLIP-L", "DINOv2-L", "ViT-L"]
@@ -38,6 +38,40 @@ def check_identity(encoder, pixels, tolerance):
 def test_units_sum_to_the_output_in_double_precision(small, kind, count):
     encoder = small(kind, dtype=torch.float64)
     check_identity(encoder, pixels_of(encoder, count), 1e-12)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_parts_of_tokens_sum_to_the_head(small, kind):
+    encoder = small(kind)
+    pixels, before = pixels_of(encoder, 5), state_of(encoder.model)
+    units, (rows, columns) = trace(encoder, pixels), encoder.patch_grid(pixels)
+    for layer, head in ((0, 1), (encoder.layers - 1, encoder.heads - 1)):
+        parts = head_tokens(encoder, pixels, layer, head)
+        assert parts.shape[1] - rows * columns == (5 if "registers" in kind else 1)
+        assert relative_error(parts.sum(1), units[f"L{layer}.H{head}"]) < 1e-5
+    assert state_of(encoder.model) == before
+
+
+def test_a_tokens_part_is_what_its_value_adds(encoder):
+    """Without the value of one patch, the head loses that patch's part, with the norm's m and s held."""
+    pixels, block = pixels_of(encoder), encoder.tower.blocks[-1]
+    parts, frames, seen = head_tokens(encoder, pixels, 2, 1), head_frames(encoder), []
+    handle = block.norm1.register_forward_hook(lambda _, __, out: seen.append(out))
+    scale = trace(encoder, pixels).head_coordinates[:, 2, 1, -2]
+    handle.remove()
+    q, k, v = (part.unflatten(-1, (block.heads, -1))[:, :, 1] for part in block.qkv(seen[0], seen[0]))
+    weights = torch.softmax((q[:, :1] * k).sum(-1) / q.shape[-1] ** 0.5, -1)
+    lost = (weights[:, 7, None] * v[:, 7] * scale[:, None]) @ frames.head_frames[2, 1, :-2]
+    others = parts[:, 7] - lost  # what is spread evenly
+    count = parts.shape[1]
+    shared = trace(encoder, pixels).head_coordinates[:, 2, 1, -2:] @ frames.head_frames[2, 1, -2:]
+    torch.testing.assert_close(others, (shared + frames.head_constant) / count, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("layer", "head"), [(3, 0), (0, 4), (-1, 0)])
+def test_tokens_of_no_head_are_refused(encoder, layer, head):
+    with pytest.raises(KeyError, match=f"no head L{layer}.H{head}; .* has 3 layers of 4 heads"):
+        head_tokens(encoder, pixels_of(encoder), layer, head)
 
 
 @pytest.mark.parametrize("name", BASE)

@@ -64,7 +64,8 @@ def _render(
     position: Tensor,
 ) -> UInt8[Tensor, "n 3 s s"]:  # fmt: skip
     across, down = _from_centre(size * SAMPLES, angle, position)
-    inside, core = (_covered(shape, scale * radius, across, down) for scale in (1, RIM))
+    u, v = across / radius[:, None, None], down / radius[:, None, None]
+    inside, core = _covered(shape, u, v), _covered(shape, u / RIM, v / RIM)
     white = core & inside & _is_white(pattern, across * 24, down * 24)  # a fineness of the image, not of its pixels
     palette = torch.tensor([COLOURS[name] for name in HUES]) / 255
     grounds = torch.tensor([COLOURS[name] for name in BACKGROUNDS]) / 255
@@ -78,7 +79,8 @@ def shape_masks(
     size: int = 48,
 ) -> Float[Tensor, "n s s"]:  # fmt: skip
     """The part of each pixel that the shape covers, its pattern included: where `draw_shapes` draws it."""
-    inside = _covered(shape, radius, *_from_centre(size * SAMPLES, angle, position))
+    u, v = (distance / radius[:, None, None] for distance in _from_centre(size * SAMPLES, angle, position))
+    inside = _covered(shape, u, v)
     return F.avg_pool2d(inside[:, None].float(), SAMPLES)[:, 0]
 
 
@@ -90,12 +92,12 @@ def _from_centre(size: int, angle: Tensor, position: Tensor) -> tuple[Float[Tens
     return cos * x + sin * y, cos * y - sin * x
 
 
-def _covered(shape: Tensor, radius: Tensor, across: Tensor, down: Tensor) -> Bool[Tensor, "n s s"]:
-    inside = torch.zeros(across.shape, dtype=torch.bool)
+def _covered(shape: Tensor, u: Tensor, v: Tensor) -> Bool[Tensor, "n s s"]:
+    """Which points lie in each image's shape, as `_inside` takes them."""
+    inside = torch.zeros(u.shape, dtype=torch.bool)
     for index, name in enumerate(SHAPES):
         rows = shape == index
-        side = radius[rows, None, None]
-        inside[rows] = _inside(name, across[rows] / side, down[rows] / side)
+        inside[rows] = _inside(name, u[rows], v[rows])
     return inside
 
 
