@@ -84,7 +84,10 @@ function makeScrollable(wide) {
   wide.before(box);
   box.append(wide);
   const mark = () => {
-    const wider = box.scrollWidth > box.clientWidth + 1;
+    const tooWide = () => box.scrollWidth > box.clientWidth + 1;
+    box.classList.remove("dense");
+    if (tooWide()) box.classList.add("dense"); // smaller, before it scrolls
+    const wider = tooWide();
     box.classList.toggle("wider", wider);
     if (wider) { box.tabIndex = 0; box.setAttribute("role", "region"); box.setAttribute("aria-label", "wider than the page"); }
     else { box.removeAttribute("tabindex"); box.removeAttribute("role"); box.removeAttribute("aria-label"); }

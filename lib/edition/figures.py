@@ -91,7 +91,7 @@ def lines(
 
 def head_rows(
     table: pd.DataFrame, row: str, value: str, label: str, *, unit: str = "heads",
-    cmap: str = "cividis", limits: tuple[float, float] = (0, 1),
+    cmap: str = "Blues", limits: tuple[float, float] = (0, 1),
 ) -> list[Axes]:  # fmt: skip
     """Values in rows, with all heads in columns by layer, one panel for each model.
 
@@ -107,7 +107,7 @@ def head_rows(
         image = ax.imshow(grid, aspect="auto", cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest")
         layers = grid.columns.get_level_values("layer")
         for edge in np.flatnonzero(np.diff(layers)):
-            ax.axvline(edge + 0.5, color="white" if cmap == "cividis" else "black", lw=1)
+            ax.axvline(edge + 0.5, color="grey", lw=1)
         ax.set_xticks([np.flatnonzero(layers == layer).mean() for layer in layers.unique()], layers.unique())
         ax.set_yticks(range(len(grid)), grid.index)
         ax.set_title(model, loc="left")  # in sight on a phone, which shows a part of the width
@@ -122,7 +122,7 @@ def squares(grids: Mapping[str, pd.DataFrame], *, annotate: bool = False) -> lis
     side = (0.75 if annotate else 0.3) * max(map(len, grids.values())) + 1.2
     _, axes = panels(len(grids), side, side)
     for ax, (name, grid) in zip(axes, grids.items(), strict=True):
-        options = {"annot": annotate, "fmt": ".2f", "cmap": "Blues" if annotate else "cividis", "vmin": 0, "vmax": 1}
+        options = {"annot": annotate, "fmt": ".2f", "cmap": "Blues", "vmin": 0, "vmax": 1}
         sns.heatmap(grid, cbar=not annotate and ax is axes[-1], square=True, ax=ax, **options)
         ax.set(title=name, xlabel="", ylabel="")
         ax.tick_params(length=0, labelsize=8)
