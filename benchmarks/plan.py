@@ -6,6 +6,7 @@ For three encoders of different size: seconds, floating-point operations and byt
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -15,8 +16,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from edition.inputs import Extraction, encoder_for
-from edition.plan import job_cost
-from residual import extract
+from edition.plan import job_costs
+from residual import extract, trace
+from residual.extraction import pixels_for
 
 IMAGES = {"mini-openclip": 4000, "DINOv2-S@random": 400, "OpenCLIP-B@random": 200}
 
@@ -35,6 +37,17 @@ def measured(job: Extraction) -> tuple[float, float, int]:
     return seconds, counter.get_total_flops() / 16 * len(data), size
 
 
+def speed(job: Extraction, operations: float) -> float:
+    """Operations a second of tracing, the median of some passes of a few images, as `--tflops` would give them."""
+    encoder, seconds = encoder_for(job.encoder), []
+    pixels, *_ = encoder.cached_parts(pixels_for(encoder, job.data().images[: job.batch]))
+    while len(seconds) < 3 or sum(seconds) < 1:
+        start = time.monotonic()
+        trace(encoder, pixels)
+        seconds.append(time.monotonic() - start)
+    return len(pixels) * operations / statistics.median(seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--table", type=Path, help="a CSV file for the numbers")
@@ -43,8 +56,9 @@ def main() -> None:
     rows = []
     for name, count in IMAGES.items():
         job = Extraction(name, "textures", "train", count, balanced=False, coordinates=True, seed=0, batch=128)
-        planned = job_cost(job, "cpu")
-        predicted = 3600 * planned["hours"], planned["flops"], planned["bytes"]
+        (planned,) = job_costs(job, {})
+        rate = speed(job, planned["flops"] / planned["images"])
+        predicted = planned["flops"] / rate, planned["flops"], planned["bytes"]
         for what, guess, real in zip(("seconds", "operations", "bytes"), predicted, measured(job), strict=True):
             rows.append((name, count, what, guess, real))
             print(f"{name:20s} {what:12s} planned {guess:12.5g}  measured {real:12.5g}  {guess / real:.2f}", flush=True)

@@ -17,8 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
+import torch
 from huggingface_hub import constants
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import residual
 from conftest import small_project
@@ -29,7 +33,7 @@ from edition.pages import after, chapters, project_root
 from edition.parameters import chapter_parameters
 from edition.plan import main
 from edition.results import outputs
-from residual import load_units
+from residual import load_encoder, load_units, trace
 from residual.data.hub import DataError
 from residual.store import read_manifest
 
@@ -64,12 +68,15 @@ def whole(tmp_path_factory):
 
 
 def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
-    monkeypatch.setattr(plan, "encoder_cost", lambda *name: plan.Cost(1e11, 900, 100, 10**6, 10**8))
+    monkeypatch.setattr(plan, "encoder_cost", lambda *name: plan.Cost(1e11, 900, 100, 10**6, 10**8, 50.0, 1e6))
     assert main(["paper", "--tflops", "50", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    images = {row["job"]: row["images"] for row in found["jobs"]}
-    assert len(images) == len(found["jobs"]) == len(jobs(ROOT / "profiles/paper.yml"))
-    (reference,) = (row for row in found["jobs"] if row["job"].startswith("OpenCLIP-L--imagenet--"))
+    extracted = [row for row in found["jobs"] if row["what"] == "extraction"]
+    images = {row["job"]: row["images"] for row in extracted}
+    assert len(images) == len(extracted) == len(jobs(ROOT / "profiles/paper.yml"))
+    (reference,) = (row for row in extracted if row["job"].startswith("OpenCLIP-L--imagenet--"))
+    (two_nn,) = (r for r in found["jobs"] if (r["what"], r["encoder"]) == ("TwoNN", "OpenCLIP-L"))
+    assert two_nn["hours"] == pytest.approx(80_000**2 * 50 / 50e12 / 3600)
     assert reference["images"] == 80_000
     assert reference["hours"] == pytest.approx(80_000 * 1e11 / 50e12 / 3600)
     assert reference["bytes"] == 80_000 * 1000 + 20 * 10**6
@@ -77,10 +84,23 @@ def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
     assert main(["paper", "--tflops", "50"]) == 0
     assert "imagenet" in (shown := capsys.readouterr().out)
     assert f"{len(images)} extractions, 0 of them there" in shown
+    assert re.search(r"IT DOES NOT FIT, [\d,]+ GB more are needed|it fits", shown)
+
+
+def test_hours_are_those_of_a_card_that_was_measured_or_of_none(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "encoder_cost", lambda *name: plan.Cost(1e11, 900, 100, 10**6, 10**8, 50.0, 1e6))
+    assert main(["tiny", "--gpu", "h100", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["jobs"][0]
+    measured = pd.read_csv(ROOT / "book/measured/gpu.csv").query("variant == 'traced' and precision == 'float32'")
+    speed = measured.set_index("encoder")["share_of_peak"]["ViT-L/14"] * 702e12
+    assert row["hours"] == pytest.approx(row["images"] * 1e11 / speed / 3600)
+    assert main(["tiny", "--gpu", "abacus"]) == 2
+    assert "no card 'abacus' was measured, only NVIDIA H100" in capsys.readouterr().err
+    assert main(["tiny"]) == 0
+    assert "without hours, as neither --gpu nor --tflops is given" in capsys.readouterr().out
 
 
 def test_what_is_there_already_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "encoder_cost", lambda *name: plan.Cost(1e11, 900, 100, 10**6, 10**8))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     rest = "test", 100, False, True, 0, 128
@@ -135,7 +155,21 @@ def test_costs_are_those_of_the_encoder():
     # ViT-B/16 is 17.6 GMAC; the last of 12 blocks computes the class token alone, but for its keys and values.
     assert cost.flops == pytest.approx(2 * 17.6e9 * (11 + 1 / 6) / 12, rel=0.05)
     assert (cost.coordinates, cost.outputs) == (4 * (144 * 66 + 13 * 512), 4 * 512)
-    assert plan.encoder_cost("mini-openclip", 112).flops > 0
+
+
+@pytest.mark.parametrize("name", ["mini-openclip", "mini-clip", "mini-blip", "mini-dinov2", "mini-vit"])
+def test_operations_are_those_that_pytorch_counts(name):
+    encoder, counted = load_encoder(name, False), []
+    pixels = torch.zeros(2, 3, *encoder.tower.image_size)
+    for images in (1, 2):  # a trace's fixed part, the frames of heads, is not an image's
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):  # it does not count fused attention
+            trace(encoder, pixels[:images])
+        counted.append(counter.get_total_flops())
+    assert plan.encoder_cost(name, 112).flops == pytest.approx(counted[1] - counted[0], rel=1e-3)
+    assert plan.encoder_cost(name, 112).weights == 4 * sum(p.numel() for p in encoder.model.parameters())
 
 
 @pytest.mark.parametrize(

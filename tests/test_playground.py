@@ -35,7 +35,9 @@ def shown(run, encoder, task, count):
     """The page's scene of so many images, and its presets."""
     classes = {(encoder.name, task): run.classes(encoder, task)}
     scores = count * len(all_components(run.units(encoder)).components)
-    page = page_functions("heads", "trained", "chosen_heads", "scene_of", run=run, seed=0, SHOWN=scores, classes=classes)
+    page = page_functions(
+        "heads", "trained", "chosen_heads", "scene_of", run=run, seed=0, SHOWN=scores, classes=classes
+    )
     scene, chosen = page["scene_of"](encoder, task)
     return scene, scene.presets(page["trained"](encoder, task), chosen)
 

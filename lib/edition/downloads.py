@@ -21,7 +21,10 @@ PATIENCE = 3.0  # seconds for a hub to answer: its clients' own retries take hal
 
 def needed(parameters: dict) -> Iterator[tuple[str, str]]:
     """Kind and name of every encoder and data set of a chapter that only a hub has."""
-    for key, kind in (("encoders", "encoder"), ("controls", "encoder"), ("tasks", "data set"), ("others", "data set")):
+    kinds = dict.fromkeys(("encoders", "controls", "without_text"), "encoder") | dict.fromkeys(
+        ("tasks", "others"), "data set"
+    )
+    for key, kind in kinds.items():
         there = needs_no_hub if kind == "encoder" else is_at_hand
         yield from ((kind, name) for name in parameters.get(key, ()) if not there(name))
     if not is_at_hand(name := parameters.get("dataset", "reference")):

@@ -1,4 +1,4 @@
-"""What a profile would run, before it does: `python -m edition.plan paper`. Needs no network and no weights."""
+"""What a profile would run, before it does: `python -m edition.plan paper --gpu h100`. Needs no network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import argparse
 import functools
 import json
 import shutil
-import statistics
 import sys
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,129 +15,160 @@ from typing import Any
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import nn
 
 from edition.downloads import downloads, fetch
-from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, jobs
+from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, jobs, jobs_by_chapter
 from edition.pages import ParameterError, find_profile, project_root
-from residual.encoders.encoder import Encoder
+from edition.parameters import chapter_parameters
+from edition.results import measured
 from residual.encoders.names import SHIPPED, tower_name
 from residual.extraction import DTYPES, SHARD
-from residual.units import trace
+
+EPOCHS, METHODS = 30, {"alignment": 4, "selection": 1, "text_and_code": 5, "heads": 2}  # trainings of a task, at most
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of an encoder: operations, and bytes of coordinates and of outputs, per image; bytes of moments per shard."""
+    """Of an encoder: operations, and bytes of coordinates and of outputs, per image; bytes of moments per shard.
+
+    pair: operations of comparing two images, for all heads. step: those of one image in one epoch of training.
+    """
 
     flops: float
     coordinates: int
     outputs: int
     moments: int
     weights: int
-
-
-@functools.lru_cache(maxsize=1)
-def _untrained(name: str, side: int, device: str = "cpu") -> tuple[Encoder, Tensor] | None:
-    """An encoder with random weights, and a picture as it reads it [1 3 h w]; None without its configuration."""
-    try:
-        encoder = encoder_for(name, side, pretrained=False, device=device)
-    except (RuntimeError, OSError):
-        return None
-    return encoder, encoder.preprocess(Image.new("RGB", (side, side)))[None].to(device)
+    pair: float
+    step: float
 
 
 @functools.cache
 def encoder_cost(name: str, side: int) -> Cost | None:
-    """Counted on the encoder with random weights; None where its configuration must be downloaded first."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    if not (loaded := _untrained(name, side)):
+    """From the encoder's sizes; None where its configuration must be downloaded first. Counts products of matrices."""
+    try:
+        encoder = encoder_for(name, side, pretrained=False, device="meta")
+    except (RuntimeError, OSError):
         return None
-    (encoder, pixels), flops = loaded, []
-    for images in (1, 2):  # a trace's fixed part, the frames of heads, is not an image's
-        with FlopCounterMode(display=False) as counter:
-            trace(encoder, pixels.expand(images, -1, -1, -1))
-        flops.append(counter.get_total_flops())
-    heads, k, d = encoder.layers * encoder.heads, encoder.head_width + 2, encoder.output_dim
-    moments = 8 * (heads * k * (k + 1) + (encoder.layers + 2) * d * (d + 1))
+    pixels = torch.empty(1, *encoder.preprocess(Image.new("RGB", (side, side))).shape, device="meta")
+    rows, columns = encoder.patch_grid(pixels)
+    others = 1 + getattr(getattr(encoder.model, "config", None), "num_register_tokens", 0)
+    tokens, w, d, layers = rows * columns + others, encoder.width, encoder.output_dim, encoder.layers
+    conv = next(module for module in encoder.tower.root.modules() if isinstance(module, nn.Conv2d))
+    mlp = sum(p.numel() for p in encoder.tower.blocks[0].mlp.parameters() if p.ndim == 2)
+    block = tokens * (4 * w * w + mlp) + 2 * tokens**2 * w
+    last = tokens * 2 * w * w + 2 * w * w + mlp + 2 * tokens * w  # for the class token alone
+    mapped = (layers + 2) * w * d * (encoder.tower.projection()[0] is not None)
+    flops = 2 * (rows * columns * conv.weight.numel() + (layers - 1) * block + last + mapped)
+    heads, k = layers * encoder.heads, encoder.head_width + 2
+    moments = 8 * (heads * k * (k + 1) + (layers + 2) * d * (d + 1))
     weights = 4 * sum(p.numel() for p in encoder.model.parameters())
-    return Cost(float(flops[1] - flops[0]), 4 * (heads * k + (encoder.layers + 1) * d), 4 * d, moments, weights)
+    components = heads * encoder.head_width + layers * d
+    return Cost(
+        float(flops), 4 * (heads * k + (layers + 1) * d), 4 * d, moments, weights, 2.0 * heads * k, 4.0 * components * d
+    )
 
 
-@functools.cache
-def measured_speed(name: str, side: int, device: str, batch: int, precision: str) -> float:
-    """Floating-point operations a second of tracing, the median of some passes of the encoder with random weights."""
-    encoder, pixels = _untrained(name, side, device)
-    pixels, *_ = encoder.cached_parts(pixels.expand(batch, -1, -1, -1))
-    seconds: list[float] = []
-    while len(seconds) < 3 or sum(seconds) < 1:
-        start = time.monotonic()
-        with torch.autocast(encoder.device.type, DTYPES[precision], enabled=precision != "float32"):
-            trace(encoder, pixels).output.sum().item()
-        seconds.append(time.monotonic() - start)
-    return len(pixels) * encoder_cost(name, side).flops / statistics.median(seconds)
+def speeds_of_card(name: str) -> dict[str, float]:
+    """Operations a second that tracing sustained on a card of book/measured/gpu.csv, by precision.
+
+    Raises ParameterError for a card that is not there.
+    """
+    facts = json.loads((project_root() / "book/measured/gpu.json").read_text())
+    if name.lower() not in facts["card"].lower():
+        raise ParameterError(f"no card {name!r} was measured, only {facts['card']}; give --tflops")
+    rows = measured("gpu").query("what == 'tracing' and variant == 'traced' and encoder == 'ViT-L/14'")
+    return (rows.set_index("precision")["share_of_peak"] * facts["bf16_tflops"] * 1e12).to_dict()
 
 
-def _as_read(job: Extraction) -> tuple[str, int]:
-    """The name of a job's encoder, and the side of its images where that is the job's choice."""
-    name = tower_name(job.encoder)
-    return name, job.size if name == SHIPPED else SHIPPED_SIDE
+def job_costs(job: Extraction, chapters: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What an extraction costs, and what chapters do with it that grows: TwoNN of all pairs of images, and trainings.
+
+    chapters: the parameters of those that read it. Sizes are None where they are not known without the data.
+    """
+    name, count = tower_name(job.encoder), job.count()
+    cost = encoder_cost(name, job.size if name == SHIPPED else SHIPPED_SIDE)
+    about = {"encoder": job.encoder, "set": job.dataset, "precision": job.precision}
+    row = {"what": "extraction", "job": job.name, "images": count, "flops": None, "bytes": None} | about
+    row["done"] = (project_root() / "_build/units/jobs" / job.name).is_file()
+    if count is None or cost is None:
+        return [row]
+    row["bytes"] = count * (cost.coordinates * job.coordinates + cost.outputs) + -(-count // SHARD) * cost.moments
+    rows, about = [row | {"flops": count * cost.flops}], about | {"set": "", "precision": "float32", "done": False}
+    for chapter, p in chapters.items():
+        trainings = (
+            METHODS.get(chapter, 0) * p.get("seeds", 1) * (job.split == "train" and job.dataset != p.get("dataset"))
+        )
+        work = {
+            "TwoNN": count**2 * cost.pair * (chapter == "dimension"),
+            "trainings": trainings * EPOCHS * count * cost.step,
+        }
+        rows += [about | {"what": what, "flops": flops} for what, flops in work.items() if flops]
+    return rows
 
 
-def job_cost(job: Extraction, device: str, tflops: float | None = None) -> dict[str, Any]:
-    """Images, operations, hours and bytes of a job; None for what is not known without its data. See `plan`."""
-    cost, count = encoder_cost(*_as_read(job)), job.count()
-    row = {"job": job.name, "images": count, "flops": None, "hours": None, "bytes": None}
-    if count is not None and cost is not None:
-        speed = tflops * 1e12 if tflops else measured_speed(*_as_read(job), device, job.batch, job.precision)
-        row |= {"flops": count * cost.flops, "hours": count * cost.flops / speed / 3600}
-        row["bytes"] = count * (cost.coordinates * job.coordinates + cost.outputs) + -(-count // SHARD) * cost.moments
-    return row | {"done": (project_root() / "_build/units/jobs" / job.name).is_file()}
+def plan(profile: Path, speeds: Mapping[str, float]) -> dict[str, Any]:
+    """Every job with what it costs, and downloads. speeds: operations a second, by precision; hours need them."""
+    by_chapter = jobs_by_chapter(profile)
+    parameters = {chapter: chapter_parameters(chapter, profile) for chapter in by_chapter}
+    wanted = list(dict.fromkeys(job for needed in by_chapter.values() for job in needed))
+    readers = {job: {c: parameters[c] for c, needed in by_chapter.items() if job in needed} for job in wanted}
+    rows = [row for job in wanted for row in job_costs(job, readers[job])]
+    for row in rows:
+        speed = speeds.get(row["precision"])
+        row["hours"] = row["flops"] / speed / 3600 if speed and row["flops"] is not None else None
+    sizes = {job.encoder: encoder_cost(tower_name(job.encoder), job.size or SHIPPED_SIDE) for job in wanted}
+    return {"jobs": rows, "downloads": downloads(wanted, {name: cost and cost.weights for name, cost in sizes.items()})}
 
 
-def plan(profile: Path, device: str, tflops: float | None = None) -> dict[str, Any]:
-    """Every job with what it costs, and downloads. tflops: what the device sustains; by default it is measured."""
-    wanted = jobs(profile)
-    rows = [job_cost(job, device, tflops) for job in wanted]
-    weights = {job.encoder: cost and cost.weights for job in wanted for cost in [encoder_cost(*_as_read(job))]}
-    return {"jobs": rows, "downloads": downloads(wanted, weights)}
-
-
-def shown(result: dict[str, Any]) -> str:
-    """The plan as a reader sees it."""
-    rows, giga = pd.DataFrame(result["jobs"]), 1e9
-    sums = rows.loc[~rows["done"], ["images", "flops", "hours", "bytes"]].sum()
-    table = rows.assign(TFLOP=rows["flops"] / 1e12, GB=rows["bytes"] / giga).drop(columns=["flops", "bytes"])
+def shown(result: dict[str, Any], at: str) -> str:
+    """The plan as a reader sees it, with sums for each encoder and set. at: how speed is known."""
+    numbers = ["images", "PFLOP", "hours", "GB"]
+    rows = pd.DataFrame(result["jobs"]).astype(dict.fromkeys(("images", "flops", "hours", "bytes"), float))
+    rows = rows.assign(PFLOP=rows["flops"] / 1e15, GB=rows["bytes"] / 1e9)
+    jobs, left = rows[rows["what"] == "extraction"], rows[~rows["done"]]
+    table = left.groupby(["what", "encoder", "set"], sort=False)[numbers].sum(min_count=1).reset_index()
+    sums = left.groupby("what", sort=False)[numbers].sum(min_count=1).reset_index()
     items = pd.DataFrame.from_dict(result["downloads"], orient="index", columns=["bytes", "kept", "gated", "there"])
-    items[["bytes", "kept"]] = items[["bytes", "kept"]].astype(float) / giga
-    missing, free = items[~items["there"].astype(bool)], shutil.disk_usage(project_root()).free / giga
+    items[["bytes", "kept"]] = items[["bytes", "kept"]].astype(float) / 1e9
+    kept, free = items.loc[~items["there"].astype(bool), "kept"].sum(), shutil.disk_usage(project_root()).free / 1e9
+    need = left["GB"].sum() + kept
+    told = {
+        "index": False,
+        "na_rep": "",
+        "float_format": lambda value: "< 0.01" if 0 < value < 0.01 else f"{value:,.2f}",
+    }
     return "\n".join([
-        table.to_string(index=False, float_format="{:,.2f}".format, na_rep="?"), "",
-        f"downloads, in GB:\n{items.to_string(na_rep='?')}\n" if len(items) else "downloads: none",
-        f"{len(rows)} extractions, {rows['done'].sum()} of them there, {rows['flops'].isna().sum()} of unknown size",
-        f"to do: {sums['images']:,.0f} images, {sums['flops'] / 1e15:,.1f} PFLOP, {sums['hours']:,.1f} hours in a row",
-        f"to download: {missing['bytes'].sum():,.1f} GB, {missing['kept'].sum():,.1f} GB on disk, with sets twice",
-        f"to store: {sums['bytes'] / giga:,.1f} GB; free here: {free:,.1f} GB",
-        "Hours are of extraction alone; decoding images, training and analysis come on top.",
+        table.to_string(**told), f"\nto do, {at}:", sums.to_string(**told), "",
+        f"downloads, in GB:\n{items.to_string(**told | {'index': True})}\n" if len(items) else "no downloads",
+        f"{len(jobs)} extractions, {jobs['done'].sum()} of them there, {jobs['flops'].isna().sum()} of unknown size",
+        f"disk: {need:,.1f} GB, of which {kept:,.1f} of downloads, with sets twice; free here {free:,.1f} GB: "
+        + ("it fits" if need < free else f"IT DOES NOT FIT, {need - free:,.0f} GB more are needed"),
+        "Not counted: decoding images, fine-tuning, figures and tables.",
     ])  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edition.plan", description=__doc__.split("\n")[0])
     parser.add_argument("profile", help="a file, or the name of one in profiles/")
-    parser.add_argument("--device", default="cpu", help="where speed is measured")
-    parser.add_argument("--tflops", type=float, help="of another device, sustained, in place of a measurement")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--gpu", help="for hours: a card that was measured, such as h100")
+    parser.add_argument("--tflops", type=float, help="for hours: what another device sustains")
+    parser.add_argument("--json", action="store_true", help="for machines: every extraction")
     parser.add_argument("--download", action="store_true", help="fetch what jobs need, for machines without a network")
     args = parser.parse_args(arguments)
     try:
         path = find_profile(args.profile)
         if args.download:
             fetch(jobs(path))
-        else:
-            result = plan(path, args.device, args.tflops)
-            print(json.dumps(result, indent=2) if args.json else shown(result))
+            return 0
+        speeds, at = {}, "without hours, as neither --gpu nor --tflops is given"
+        if args.gpu:
+            speeds, at = speeds_of_card(args.gpu), f"at what tracing ViT-L/14 sustained on a card {args.gpu}"
+        if args.tflops:
+            speeds, at = dict.fromkeys(DTYPES, args.tflops * 1e12), f"at {args.tflops:g} TFLOP/s"
+        result = plan(path, speeds)
+        print(json.dumps(result, indent=2) if args.json else shown(result, at))
     except (ParameterError, OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

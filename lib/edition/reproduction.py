@@ -39,8 +39,8 @@ ENOUGH = 0.99 * PAPER_IMAGES  # a few images of a copy may be damaged
 FEW = "too few images"
 COLUMNS = ["quantity", "published", "ours", "difference", "tolerance", "verdict"]
 LEGEND = (
-    "Cells that this run has too: ours, and in brackets the difference to the published value; x beyond the tolerance, ? "
-    "with too few images to judge."
+    "Cells that this run has too: ours, and in brackets the difference to the published value; x beyond the "
+    "tolerance, ? with too few images to judge."
 )
 
 

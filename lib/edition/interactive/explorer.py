@@ -120,7 +120,7 @@ def head_map(
 
 
 def heated(images: UInt8[Tensor, "n 3 h w"], maps: Float[Tensor, "n r c"]) -> UInt8[Tensor, "n 3 h w"]:
-    """Images in grey under their maps: orange where a map is positive, blue where it is negative, to the largest of all."""
+    """Images in grey under their maps: orange where these are positive, blue where they are negative."""
     grey = images.float().mean(1, keepdim=True)
     strength = interpolate((maps / maps.abs().max().clamp(min=1e-12)).float()[:, None], images.shape[2:])
     colours = torch.where(strength > 0, *(torch.tensor(c).view(1, 3, 1, 1) for c in (ORANGE, BLUE)))

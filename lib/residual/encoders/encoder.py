@@ -223,16 +223,19 @@ def load_encoder(
     stands for pretrained="tag", and "name@random" for pretrained=False.
     pretrained: True for the encoder's own weights; a tag of open_clip ("laion2b_s34b_b88k");
     False for random weights drawn from `seed`, which needs no network.
+    device: "meta" with pretrained=False gives the encoder's sizes alone, in a moment, and nothing that can be run.
     Raises UnsupportedArchitectureError where Eq. 1 does not hold, ValueError for an unknown
     name or tag, FileNotFoundError or RuntimeError for weights that are missing or unreadable.
     """
     base, tag = split_tag(name)
     if tag:
         pretrained = False if tag == "random" else tag
-    with torch.random.fork_rng(devices=[]):
+    sizes_alone = torch.device(device).type == "meta"
+    with torch.random.fork_rng(devices=[]), torch.device("meta") if sizes_alone else contextlib.nullcontext():
         torch.manual_seed(seed)
         loaded = _find(base, pretrained, seed)
-    check_values(loaded.model, name)
+    if not sizes_alone:
+        check_values(loaded.model, name)
     model = loaded.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     if pretrained is False:
         random = {"weights": f"random, seed {seed}"}

@@ -40,6 +40,7 @@ def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
         options = {"quick_gelu": bool(known.get("quick_gelu", False))} if known else {}  # as the weights were trained
         fetched = pretrained is not False and file is None
         options |= {"load_weights": fetched, "pretrained_text": False, "require_pretrained": fetched}
+        options |= {"device": torch.get_default_device()}  # "meta" where sizes alone are asked for
         model = open_clip.create_model(model_name, None if file else tag, **options)
         if file:
             open_clip.load_checkpoint(model, str(file))
