@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import residual
 from conftest import small_project
-from edition import downloads, inputs, plan
+from edition import build, downloads, inputs, plan
 from edition.chapter import Chapter
 from edition.inputs import Extraction, encoder_for, jobs, jobs_by_chapter
 from edition.pages import after, chapters, project_root
@@ -85,6 +85,26 @@ def test_the_paper_is_planned_offline_with_every_job(capsys, monkeypatch):
     assert "imagenet" in (shown := capsys.readouterr().out)
     assert f"{len(images)} extractions, 0 of them there" in shown
     assert re.search(r"IT DOES NOT FIT, [\d,]+ GB more are needed|it fits", shown)
+
+
+@pytest.mark.parametrize("text", ["a: [1\n  b: }\n", "5\n", "dimension: 5\n"])
+@pytest.mark.parametrize("command", [main, build.main])
+def test_what_is_no_profile_is_refused_in_one_line(text, command, tmp_path, capsys):
+    (tmp_path / "wrong.yml").write_text(text)
+    assert command([str(tmp_path / "wrong.yml")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path}/wrong.yml is not a profile: ")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["run dimension", "build", "plan mini", "inputs mini job"])
+def test_outside_the_project_commands_refuse_in_one_line(module, tmp_path):
+    command = [sys.executable, "-m", *f"edition.{module}".split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"error: {tmp_path} is not inside the project; go there, or give papermill its folder by --cwd\n"
+    )
 
 
 def test_hours_are_those_of_a_card_that_was_measured_or_of_none(capsys, monkeypatch):

@@ -7,17 +7,15 @@ import fcntl
 import os
 import sys
 
-import yaml
-
 from edition.downloads import check_within_reach, needed
-from edition.pages import ParameterError, chapters, find_profile, project_root
+from edition.pages import ParameterError, chapters, find_profile, project_root, read_chapters
 from edition.parameters import chapter_parameters
 
 
 def check_profile(profile: os.PathLike[str]) -> None:
     """Raises ParameterError, before any job, for wrong parameters of chapters, and for what cannot be had offline."""
     names = chapters()
-    unknown = sorted(set(yaml.safe_load(profile.read_text()) or ()) - set(names))
+    unknown = sorted(set(read_chapters(profile)) - set(names))
     wrong: dict[str, list[str]] = {"there are no such chapters": unknown} if unknown else {}
     remote: list[tuple[str, str]] = []
     for chapter in names:

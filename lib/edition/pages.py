@@ -41,7 +41,7 @@ def project_root() -> Path:
     for folder in (here, *here.parents):
         if (folder / "_toc.yml").is_file():
             return folder
-    raise FileNotFoundError(f"{here} is not inside the project (no _toc.yml above it)")
+    raise FileNotFoundError(f"{here} is not inside the project; go there, or give papermill its folder by --cwd")
 
 
 def pages() -> list[str]:
@@ -114,19 +114,21 @@ def find_profile(given: str | Path) -> Path:
     raise ParameterError(f"there is no profile {shown}; give one of {names}, or the path of a YAML file")
 
 
-def read_profile(path: Path, chapter: str) -> dict[str, Any]:
-    """The parameters of a chapter in a profile, `profile` among them: the file's name.
-
-    Raises ParameterError for a file that is none.
-    """
+def read_chapters(path: Path) -> dict[str, Any]:
+    """All of a profile: parameters by chapter. Raises ParameterError, of one line, for a file that is none."""
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not a profile: {error}") from error
+        raise ParameterError(f"{path} is not a profile: {' '.join(str(error).split())}") from error
     profile = {} if profile is None else profile  # a file of comments
-    values = (profile.get(chapter) or {}) if isinstance(profile, dict) else None
-    if not isinstance(values, dict):
+    if not isinstance(profile, dict) or not all(isinstance(own, dict | None) for own in profile.values()):
         raise ParameterError(f"{path} is not a profile: it must map chapters to parameters")
+    return profile
+
+
+def read_profile(path: Path, chapter: str) -> dict[str, Any]:
+    """The parameters of a chapter in a profile, `profile` among them: the file's name. Errors as `read_chapters`."""
+    values = read_chapters(path).get(chapter) or {}
     if values.get("profile", path.stem) != path.stem:
         raise ParameterError(f"{path}: {chapter} has profile = {values['profile']!r}, which must be {path.stem!r}")
     return {"profile": path.stem} | values

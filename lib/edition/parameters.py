@@ -48,6 +48,7 @@ def _dictionary(value: str) -> str:
 
 Encoder = Annotated[str, AfterValidator(check_name)]
 DataSet = Annotated[str, AfterValidator(_data_set)]
+LISTED = {"list_type": "; in a shell, -p encoders '[mini-clip, mini-vit]'"}  # what else to say about a kind of error
 READINGS = ("text", "code")  # as in residual.selection, which imports torch
 PARAMETERS: dict[str, Any] = {
     "profile": Annotated[str, StringConstraints(pattern=r"^[\w-]+$")],
@@ -87,7 +88,8 @@ def check_parameters(**values: Any) -> None:
     try:
         create_model("Parameters", __config__=ConfigDict(strict=True), **fields).model_validate(values)
     except ValidationError as error:
-        problems = [(p["loc"][0], p["msg"].removeprefix("Value error, ")) for p in error.errors()]
+        problems = [(p["loc"][0], p["msg"].removeprefix("Value error, ") + LISTED.get(p["type"], ""))
+                    for p in error.errors()]  # fmt: skip
     except (RuntimeError, AssertionError) as error:  # of torch, about devices
         problems = [("device", str(error))]
     else:

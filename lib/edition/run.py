@@ -7,7 +7,6 @@ import difflib
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import jupytext
@@ -46,17 +45,20 @@ def run_chapter(source: Path, parameters: dict[str, Any], out: Path, *, progress
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out.with_suffix(".lock"), str(out)), TemporaryDirectory() as folder:
-        jupytext.write(notebook, draft := f"{folder}/{source.stem}.ipynb")
+    draft = out.with_suffix(".draft.ipynb")  # of a run that was killed, the next one's takes the place
+    with locked(out.with_suffix(".lock"), str(out)):
+        jupytext.write(notebook, draft)
         options = {"cwd": str(project_root()), "kernel_name": "python3", "progress_bar": progress}
         options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]  # cells tell their own errors
         try:
-            papermill.execute_notebook(draft, str(out), parameters, **options)
+            papermill.execute_notebook(str(draft), str(out), parameters, **options)
         except papermill.PapermillExecutionError as error:
             told = f"{source.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
             raise RuntimeError(f"{told}\nthe notebook up to there is {out}") from error
         except DeadKernelError as error:
             raise RuntimeError(f"{source.name}: its process died, probably out of memory; see {out}") from error
+        finally:
+            draft.unlink()
 
 
 def build_page(notebook: Path) -> Path:

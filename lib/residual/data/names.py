@@ -34,5 +34,7 @@ def split_task(name: str) -> tuple[str, str]:
     if name in task_names():
         base, _, factor = name.rpartition("-")
         return base, factor
+    if name.startswith(("/", ".", "~")):
+        raise ValueError(f"unknown data set {name!r}: there is no such folder")
     known = ", ".join((*task_names(), *catalogue()))
     raise ValueError(f"unknown data set {name!r}; choose from {known}, or give a hub id, 'org/name', or a folder")
