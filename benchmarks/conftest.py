@@ -1,4 +1,4 @@
-"""Prints how many times faster ours is than the other way, and keeps the table that the page *Speed* shows."""
+"""Prints how many times faster ours is than the other way, and keeps the table that the page *Running it* shows."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from edition.inputs import Extraction, encoder_for
-from edition.plan import job_costs
+from edition.plan import job_cost
 from residual import extract, trace
 from residual.extraction import pixels_for
 
@@ -56,7 +56,7 @@ def main() -> None:
     rows = []
     for name, count in IMAGES.items():
         job = Extraction(name, "textures", "train", count, balanced=False, coordinates=True, seed=0, batch=128)
-        (planned,) = job_costs(job, {})
+        planned = job_cost(job)
         rate = speed(job, planned["flops"] / planned["images"])
         predicted = planned["flops"] / rate, planned["flops"], planned["bytes"]
         for what, guess, real in zip(("seconds", "operations", "bytes"), predicted, measured(job), strict=True):

@@ -1,7 +1,7 @@
 """Speed against the naive way and against other libraries, in the same run: `make bench`.
 
 The two alternate round by round, so that a machine that slows down slows both. The ratio of their
-medians is printed at the end, and kept for the page *Speed*; nothing is asserted.
+medians is printed at the end, and kept for the page *Running it*; nothing is asserted.
 """
 
 from __future__ import annotations

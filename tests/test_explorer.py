@@ -55,8 +55,8 @@ def test_a_map_and_the_class_token_add_up_to_the_score(encoder, dataset, tmp_pat
 def test_a_heated_picture_is_orange_where_its_map_is_positive_and_grey_where_it_is_zero():
     images = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
     shown = heated(images, torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]]))[0]
-    assert shown[:, 0, 0].tolist() == [222, 143, 5]
-    assert shown[:, 7, 0].tolist() == [1, 115, 178]
+    assert shown[:, 0, 0].tolist() == [230, 97, 1]
+    assert shown[:, 7, 0].tolist() == [94, 60, 153]
     assert shown[:, 0, 7].tolist() == [100, 100, 100]
 
 

@@ -20,6 +20,7 @@ import datasets
 import pandas as pd
 import pytest
 import torch
+import yaml
 from huggingface_hub import constants
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -107,6 +108,35 @@ def test_outside_the_project_commands_refuse_in_one_line(module, tmp_path):
     )
 
 
+def test_every_training_is_counted_and_a_chapter_that_ran_is_done(inside, capsys):
+    """One for each encoder, task and seed; tasks of one set count apart, and encoders without text once each."""
+    own = {
+        "encoders": ["mini-clip"],
+        "without_text": ["mini-vit"],
+        "tasks": ["shapes-shape", "shapes-colour", "digits"],
+    }
+    own |= {"dataset": "digits", "reference_images": 100, "images": 100, "seeds": 2}
+    (inside / "profiles/own.yml").write_text(yaml.safe_dump({"alignment": own}))
+    rows = plan.analysis("alignment", inside / "profiles/own.yml")
+    assert [(row["what"], row["encoder"]) for row in rows] == [("trainings", "mini-clip")] * 3 + [
+        ("trainings", "mini-vit")
+    ]
+    assert rows[0]["flops"] == 4 * 30 * 2 * 100 * plan.encoder_cost("mini-clip", 112).step
+    assert rows[3]["flops"] == 4 * 30 * 100 * plan.encoder_cost("mini-vit", 112).step
+    assert not any(row["done"] for row in rows)
+    (inside / "_build/runs/own").mkdir(parents=True)
+    (inside / "_build/runs/own/alignment.ipynb").touch()
+    assert all(row["done"] for row in plan.analysis("alignment", inside / "profiles/own.yml"))
+
+
+def test_without_sizes_there_is_no_verdict(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "encoder_cost", lambda *name: None)
+    assert main(["tiny"]) == 0
+    told = capsys.readouterr().out
+    assert "disk: at least 0.0 GB" in told
+    assert "it fits" not in told
+
+
 def test_hours_are_those_of_a_card_that_was_measured_or_of_none(capsys, monkeypatch):
     monkeypatch.setattr(plan, "encoder_cost", lambda *name: plan.Cost(1e11, 900, 100, 10**6, 10**8, 50.0, 1e6))
     assert main(["tiny", "--gpu", "h100", "--json"]) == 0
@@ -143,6 +173,11 @@ def test_what_is_there_already_is_told(monkeypatch, tmp_path):
     }  # fmt: skip
     assert found["mnist"]["kept"] == 2 * found["mnist"]["bytes"]
     assert found["org/x"]["bytes"] is None
+
+
+def test_encoders_without_text_are_needed_too():
+    own = {"encoders": ["mini-clip"], "without_text": ["DINOv2-S"], "tasks": ["digits"], "dataset": "reference"}
+    assert list(downloads.needed(own)) == [("encoder", "DINOv2-S")]
 
 
 def test_downloads_are_tried_once_each_and_failures_told_together(monkeypatch, capsys):

@@ -118,7 +118,7 @@ def check(
     """A row of the table of claims: the statistic of an encoder beside its matched control's, and the outcome.
 
     share: of the parameters with which it is reached; above the claim's `largest_share` it fails. untestable: why the
-    claim cannot be tested on this encoder. The rule is stated on the page *Claims*.
+    claim cannot be tested on this encoder. The rule is stated on the page *Does it hold?*.
     """
     rule, own = claims()[claim], estimate if isinstance(estimate, Estimate) else Estimate(float(estimate))
     interval = own.interval()

@@ -112,7 +112,7 @@ def extractions(chapter: str, parameters: dict[str, Any]) -> list[Extraction]:
     encoders = (*parameters.get("encoders", ()), *parameters.get("controls", ()))
     found = [e for name in encoders for e in find(name, parameters)]
     for name in parameters.get("without_text", ()):
-        found += find(name, parameters | {"tasks": every_third(parameters["tasks"])})
+        found += _tasks(name, parameters | {"tasks": every_third(parameters["tasks"])})
     return list(dict.fromkeys(found))
 
 

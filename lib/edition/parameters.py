@@ -113,7 +113,10 @@ def without_missing(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _check_pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """A problem where a pair to fine-tune is not among the run's encoders and tasks."""
+    """A problem where an encoder is in two lists, or a pair to fine-tune not among the run's encoders and tasks."""
+    for name in ("controls", "without_text"):
+        if both := sorted(set(values.get("encoders", ())) & set(values.get(name, ()))):
+            return [(name, f"{both} are among the encoders, too; name each once")]
     if not {"encoders", "tasks", "finetune"} <= set(values):
         return []
     pairs = {f"{name} on {task}" for name in values["encoders"] for task in values["tasks"]}

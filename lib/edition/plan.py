@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from PIL import Image
 from torch import nn
 
 from edition.downloads import downloads, fetch
-from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, jobs, jobs_by_chapter
-from edition.pages import ParameterError, find_profile, project_root
+from edition.inputs import SHIPPED_SIDE, Extraction, encoder_for, every_third, extractions, find_extraction, jobs
+from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
 from edition.results import measured
-from residual.encoders.names import SHIPPED, tower_name
+from residual.data.names import split_task
+from residual.encoders.names import tower_name
 from residual.extraction import DTYPES, SHARD
 
 EPOCHS, METHODS = 30, {"alignment": 4, "selection": 1, "text_and_code": 5, "heads": 2}  # trainings of a task, at most
@@ -76,49 +78,57 @@ def speeds_of_card(name: str) -> dict[str, float]:
     Raises ParameterError for a card that is not there.
     """
     facts = json.loads((project_root() / "book/measured/gpu.json").read_text())
-    if name.lower() not in facts["card"].lower():
+    if name.lower() not in facts["card"].lower().split():
         raise ParameterError(f"no card {name!r} was measured, only {facts['card']}; give --tflops")
     rows = measured("gpu").query("what == 'tracing' and variant == 'traced' and encoder == 'ViT-L/14'")
     return (rows.set_index("precision")["share_of_peak"] * facts["bf16_tflops"] * 1e12).to_dict()
 
 
-def job_costs(job: Extraction, chapters: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What an extraction costs, and what chapters do with it that grows: TwoNN of all pairs of images, and trainings.
+def job_cost(job: Extraction) -> dict[str, Any]:
+    """Images, operations and bytes of an extraction; None where they are not known without the data."""
+    cost, count = encoder_cost(*_as_read(job)), job.count()
+    row = {"what": "extraction", "encoder": job.encoder, "set": job.dataset, "precision": job.precision}
+    row |= {"job": job.name, "images": count, "flops": None, "bytes": None}
+    if count is not None and cost is not None:
+        row |= {"flops": count * cost.flops}
+        row["bytes"] = count * (cost.coordinates * job.coordinates + cost.outputs) + -(-count // SHARD) * cost.moments
+    return row | {"done": (project_root() / "_build/units/jobs" / job.name).is_file()}
 
-    chapters: the parameters of those that read it. Sizes are None where they are not known without the data.
-    """
-    name, count = tower_name(job.encoder), job.count()
-    cost = encoder_cost(name, job.size if name == SHIPPED else SHIPPED_SIDE)
-    about = {"encoder": job.encoder, "set": job.dataset, "precision": job.precision}
-    row = {"what": "extraction", "job": job.name, "images": count, "flops": None, "bytes": None} | about
-    row["done"] = (project_root() / "_build/units/jobs" / job.name).is_file()
-    if count is None or cost is None:
-        return [row]
-    row["bytes"] = count * (cost.coordinates * job.coordinates + cost.outputs) + -(-count // SHARD) * cost.moments
-    rows, about = [row | {"flops": count * cost.flops}], about | {"set": "", "precision": "float32", "done": False}
-    for chapter, p in chapters.items():
-        trainings = (
-            METHODS.get(chapter, 0) * p.get("seeds", 1) * (job.split == "train" and job.dataset != p.get("dataset"))
-        )
-        work = {
-            "TwoNN": count**2 * cost.pair * (chapter == "dimension"),
-            "trainings": trainings * EPOCHS * count * cost.step,
-        }
-        rows += [about | {"what": what, "flops": flops} for what, flops in work.items() if flops]
+
+def _as_read(job: Extraction) -> tuple[str, int]:
+    """The name of a job's encoder, and the side of its images where that is the job's choice."""
+    return tower_name(job.encoder), job.size or SHIPPED_SIDE
+
+
+def analysis(chapter: str, profile: Path) -> list[dict[str, Any]]:
+    """What a chapter does with stored units that grows: TwoNN of all pairs of images, and trainings, at most."""
+    p, rows = chapter_parameters(chapter, profile), []
+    named = (*p.get("encoders", ()), *p.get("controls", ()))
+    pairs = [(name, task, p.get("seeds", 1)) for name, task in product(named, p.get("tasks", ()))]
+    pairs += [(name, task, 1) for name in p.get("without_text", ()) for task in every_third(p["tasks"])]
+    every = extractions(chapter, p)
+    work = [("TwoNN", job, 1) for job in every] if chapter == "dimension" else [
+        ("trainings", find_extraction(every, name, split_task(task)[0], "train"), METHODS[chapter] * EPOCHS * seeds)
+        for name, task, seeds in pairs if chapter in METHODS
+    ]  # fmt: skip
+    done = (project_root() / f"_build/runs/{profile.stem}/{chapter}.ipynb").is_file()
+    for what, job, times in work:
+        cost, count = encoder_cost(*_as_read(job)), job.count()
+        if cost is not None and count is not None:
+            flops = count**2 * cost.pair if what == "TwoNN" else times * count * cost.step
+            row = {"what": what, "encoder": job.encoder, "set": "", "precision": "float32"}
+            rows.append(row | {"flops": flops, "done": done})
     return rows
 
 
 def plan(profile: Path, speeds: Mapping[str, float]) -> dict[str, Any]:
     """Every job with what it costs, and downloads. speeds: operations a second, by precision; hours need them."""
-    by_chapter = jobs_by_chapter(profile)
-    parameters = {chapter: chapter_parameters(chapter, profile) for chapter in by_chapter}
-    wanted = list(dict.fromkeys(job for needed in by_chapter.values() for job in needed))
-    readers = {job: {c: parameters[c] for c, needed in by_chapter.items() if job in needed} for job in wanted}
-    rows = [row for job in wanted for row in job_costs(job, readers[job])]
+    wanted = jobs(profile)
+    rows = [*map(job_cost, wanted), *(row for chapter in chapters() for row in analysis(chapter, profile))]
     for row in rows:
         speed = speeds.get(row["precision"])
         row["hours"] = row["flops"] / speed / 3600 if speed and row["flops"] is not None else None
-    sizes = {job.encoder: encoder_cost(tower_name(job.encoder), job.size or SHIPPED_SIDE) for job in wanted}
+    sizes = {job.encoder: encoder_cost(*_as_read(job)) for job in wanted}
     return {"jobs": rows, "downloads": downloads(wanted, {name: cost and cost.weights for name, cost in sizes.items()})}
 
 
@@ -133,7 +143,7 @@ def shown(result: dict[str, Any], at: str) -> str:
     items = pd.DataFrame.from_dict(result["downloads"], orient="index", columns=["bytes", "kept", "gated", "there"])
     items[["bytes", "kept"]] = items[["bytes", "kept"]].astype(float) / 1e9
     kept, free = items.loc[~items["there"].astype(bool), "kept"].sum(), shutil.disk_usage(project_root()).free / 1e9
-    need = left["GB"].sum() + kept
+    need, unknown = left["GB"].sum() + kept, jobs["flops"].isna().sum()
     told = {
         "index": False,
         "na_rep": "",
@@ -142,9 +152,10 @@ def shown(result: dict[str, Any], at: str) -> str:
     return "\n".join([
         table.to_string(**told), f"\nto do, {at}:", sums.to_string(**told), "",
         f"downloads, in GB:\n{items.to_string(**told | {'index': True})}\n" if len(items) else "no downloads",
-        f"{len(jobs)} extractions, {jobs['done'].sum()} of them there, {jobs['flops'].isna().sum()} of unknown size",
-        f"disk: {need:,.1f} GB, of which {kept:,.1f} of downloads, with sets twice; free here {free:,.1f} GB: "
-        + ("it fits" if need < free else f"IT DOES NOT FIT, {need - free:,.0f} GB more are needed"),
+        f"{len(jobs)} extractions, {jobs['done'].sum()} of them there, {unknown} of unknown size",
+        f"disk: {'at least ' * bool(unknown)}{need:,.1f} GB, of which {kept:,.1f} of downloads, with sets twice; "
+        f"free here {free:,.1f} GB" + ("" if unknown and need < free else ": it fits" if need < free else
+                                       f": IT DOES NOT FIT, {need - free:,.0f} GB more are needed"),
         "Not counted: decoding images, fine-tuning, figures and tables.",
     ])  # fmt: skip
 

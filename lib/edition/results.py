@@ -32,7 +32,7 @@ def _explanations() -> dict[str, dict[str, Any]]:
 
 
 def outputs(chapter: str) -> Outputs:
-    """From results.yml, which the Snakefile and the page *Results* read as well."""
+    """From results.yml, which the Snakefile and the page *Does it hold?* read as well."""
     known = _explanations()
     return Outputs(known["tables"].get(chapter, {}), tuple(known["folders"].get(chapter, ())))
 

@@ -245,6 +245,15 @@ def pixels_for(encoder: Encoder, images: Tensor | EncodedImages) -> Tensor:
     return torch.stack([encoder.preprocess(to_pil_image(image)) for image in images])
 
 
+def read_pictures(encoder: Encoder, images: Tensor | EncodedImages) -> UInt8[Tensor, "n 3 h w"]:
+    """Images as an encoder reads them: resized and cropped, but not normalised."""
+    pixels = pixels_for(encoder, images)
+    if not pixels.is_floating_point():
+        return pixels
+    mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
+    return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def pixel_batches(encoder: Encoder, parts: Sequence[Tensor | EncodedImages], workers: int = 0) -> DataLoader:
     """Pixels of parts of images, one after another, decoded by `workers` processes while the encoder computes."""
     pinned = encoder.device.type == "cuda"

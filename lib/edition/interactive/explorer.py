@@ -22,7 +22,7 @@ from residual.data.dataset import Dataset, Images
 from residual.data.images import thumbnails
 from residual.dimension import pca_dimension
 from residual.encoders.encoder import Encoder
-from residual.extraction import pixels_for
+from residual.extraction import pixels_for, read_pictures
 from residual.files import file_name, write_bytes
 from residual.heads import textspan_heads
 from residual.spectrum import PCA
@@ -32,7 +32,7 @@ from residual.units import Unit, head_tokens
 COMPONENTS = 3  # of every head
 SHARES = 22  # components whose share is drawn
 IMAGES = 6  # at each end of a component
-ORANGE, BLUE = (222.0, 143.0, 5.0), (1.0, 115.0, 178.0)  # for more and less
+ORANGE, PURPLE = (230.0, 97.0, 1.0), (94.0, 60.0, 153.0)  # for more and less
 MEASURES = {  # of heads, by the tables of other chapters: file, chapter, column
     "N: nonlinear dimension": ("intrinsic_dimension_heads", "dimension", "twonn_id"),
     "Z: agreement of OMP with TextSpan": ("textspan_agreement", "semantics", "z"),
@@ -77,7 +77,7 @@ def explore(
         components[0]["map"] = f"{place}/{label}-map.jpg"
         images = dataset.images[ends := _ends(scores[:, 0])]
         parts = head_map(encoder, spectra, at, images, scores[ends, 0])
-        _write_sheet(folder / components[0]["map"], heated(thumbnails(images), parts))
+        _write_sheet(folder / components[0]["map"], heated(thumbnails(read_pictures(encoder, images)), parts))
         shares = [round(share, 4) for share in ratios[at][:SHARES].tolist()]
         heads.append({"label": label, "descriptions": said[at], "shares": shares, "components": components})
     linear = torch.tensor([float(pca_dimension(spectra.eigenvalues[at])) for at in grid]).reshape(units.head_grid)
@@ -120,10 +120,10 @@ def head_map(
 
 
 def heated(images: UInt8[Tensor, "n 3 h w"], maps: Float[Tensor, "n r c"]) -> UInt8[Tensor, "n 3 h w"]:
-    """Images in grey under their maps: orange where these are positive, blue where they are negative."""
+    """Images in grey under their maps: orange where these are positive, purple where they are negative."""
     grey = images.float().mean(1, keepdim=True)
     strength = interpolate((maps / maps.abs().max().clamp(min=1e-12)).float()[:, None], images.shape[2:])
-    colours = torch.where(strength > 0, *(torch.tensor(c).view(1, 3, 1, 1) for c in (ORANGE, BLUE)))
+    colours = torch.where(strength > 0, *(torch.tensor(c).view(1, 3, 1, 1) for c in (ORANGE, PURPLE)))
     return (grey + (colours - grey) * strength.abs() ** 0.5).round().to(torch.uint8)
 
 

@@ -231,6 +231,8 @@ def load_encoder(
     if tag:
         pretrained = False if tag == "random" else tag
     sizes_alone = torch.device(device).type == "meta"
+    if sizes_alone and pretrained:
+        raise ValueError(f"{name}: device='meta' has room for sizes alone; give pretrained=False")
     with torch.random.fork_rng(devices=[]), torch.device("meta") if sizes_alone else contextlib.nullcontext():
         torch.manual_seed(seed)
         loaded = _find(base, pretrained, seed)
