@@ -52,6 +52,17 @@ def test_a_chapter_reruns_with_other_parameters(tmp_path):
     assert table[["linear_id", "twonn_id", "ratio", "evr1"]].gt(0).all(axis=None)
 
 
+@pytest.mark.parametrize("chapter", ["data", "heads", "ground_truth", "alignment"])
+def test_a_chapter_reruns_with_an_encoder_that_reads_no_text(chapter, tmp_path):
+    given = {"encoders": ["mini-vit"], "controls": [], "without_text": [], "tasks": ["shapes-colour"], "finetune": []}
+    given |= {"dataset": "digits", "reference_images": 100, "images": 100, "set_images": 100, "seeds": 1}
+    given = {name: value for name, value in given.items() if name in chapter_defaults(chapter_path(chapter))}
+    given |= {"profile": "none", "results": str(tmp_path / "mine")}
+    run(ROOT, chapter, given, "--book", "--out", str(tmp_path / "out.ipynb"))
+    assert {path.stem for path in (tmp_path / "mine").glob("*.csv")} == set(outputs(chapter).tables)
+    assert all((tmp_path / "mine" / folder).is_dir() for folder in outputs(chapter).folders)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -140,6 +151,12 @@ def test_a_page_that_draws_what_another_trained_does_without_where_that_was_not_
     values = chapter_defaults(chapter_path("ground_truth")) | {"profile": "none", "results": "_build/results/none"}
     page = page_functions("ground_truth", "trained_for_colours", run=Chapter("ground_truth", values))
     assert page["trained_for_colours"]("mini-clip") is None
+
+
+def test_an_encoder_is_named_in_one_list():
+    for name in ("controls", "without_text"):
+        with pytest.raises(ParameterError, match=rf"{name} = .*\['mini-vit'\] are among the encoders, too"):
+            check_parameters(encoders=["mini-vit"], **{name: ["mini-vit"]})
 
 
 def test_names_that_repeat_and_classes_without_images_are_refused():

@@ -19,6 +19,7 @@ from residual.encoders.names import PAPER, SHIPPED, has_shipped_weights
 from residual.heads import head_dimensions, omp_heads, somp_head, textspan_heads
 from residual.pursuit import omp, somp, textspan
 from residual.selection import class_encodings, encode_images
+from residual.units import head_tokens
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICE = "cuda"
@@ -64,6 +65,7 @@ def test_units_are_those_of_the_cpu(small, kind):
     a, b = trace(on_cpu, pixels), trace(on_gpu, pixels)
     for name in ("head_coordinates", "blocks", "output"):
         assert relative_error(getattr(b, name).cpu(), getattr(a, name)) < 1e-4
+    assert relative_error(head_tokens(on_gpu, pixels, 1, 2).cpu(), head_tokens(on_cpu, pixels, 1, 2)) < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def rehearsal(profile: dict) -> dict:
         if "encoders" in own:
             own["encoders"] = [name for name in own["encoders"] if name in STANDINS] or ["BLIP-L"]
         if "without_text" in own:
-            own["without_text"] = []
+            own["without_text"] = [name for name in own["without_text"] if name in STANDINS][:1]
         own |= {name: size for name, size in SIZES.items() if name in own}
         if "tasks" in own:
             own["tasks"] = own["tasks"][:2]

@@ -164,7 +164,7 @@ def test_the_explorer_shows_a_head_by_its_address_and_finds_sentences(site, page
     page.go_back()
     assert page.locator("section").nth(1).locator("h2").inner_text().startswith("L0.H0")
     measures = page.locator("section").first.get_by_label("Coloured by").locator("option").all_inner_texts()
-    assert any(measure.startswith("colour: share") for measure in measures)
+    assert any(measure.startswith("colour: share explained") for measure in measures)
     page.get_by_role("link", name="Back to the book").click()
     assert page.url.endswith("heads.html")
     assert not page.wrong

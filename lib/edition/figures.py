@@ -59,12 +59,12 @@ def panels(count: int, height: float, width: float = 3.2, across: int = 3, **opt
     return figure, list(axes.flat[:count])
 
 
-def legend_below(figure: Figure, columns: int = 4) -> None:
+def legend_below(figure: Figure, columns: int = 4, where: str = "outside lower center") -> None:
     """One legend for all panels, with each name once."""
     pairs = [pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels()[::-1], strict=True)]
     named = dict(reversed(pairs))
     order = dict.fromkeys(name for name, _ in pairs)
-    figure.legend([named[name] for name in order], order, loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend([named[name] for name in order], order, loc=where, ncols=columns, frameon=False)
 
 
 def plain_numbers(axis: Axis, form: str = "{x:,.0f}") -> None:
