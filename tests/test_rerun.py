@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import yaml
 from papermill import PapermillExecutionError
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from torchvision.transforms.functional import to_pil_image
 
 from conftest import FLAGS, run
 from edition import build
@@ -36,6 +38,7 @@ from edition.pages import (
 from edition.run import main
 from edition.tables import styled
 from miniature import WEIGHTS
+from residual import load_dataset
 
 ROOT = project_root()
 BIN = Path(sys.executable).parent
@@ -264,3 +267,27 @@ def test_the_inputs_of_chapters_are_written_where_they_differ_alone(inside):
     text.write_text(text.read_text().replace("run.save(layers,", "run.save(1 * layers,"))
     write_inputs(profile)
     assert [name for name, path in paths.items() if path.stat().st_mtime_ns != before[name]] == ["dimension"]
+
+
+def test_the_scripts_of_the_readme_train_on_a_folder_and_name_another(tmp_path):
+    data = load_dataset("shapes-colour", "train").balanced(240)
+    for place, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
+        file = tmp_path / f"birds/{data.classes[label]}/{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(image).save(file)
+    new = load_dataset("shapes-colour", "test").head(40)
+    (tmp_path / "new").mkdir()
+    for place, image in enumerate(new.images):
+        to_pil_image(image).save(tmp_path / f"new/{place:02d}.jpg", quality=95)
+    section = (ROOT / "README.md").read_text().partition("## In a script")[2]
+    scripts = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(scripts) == 2
+    for script in scripts:
+        (tmp_path / "script.py").write_text(script)
+        done = run_in(tmp_path, sys.executable, "script.py", RESIDUAL_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr[-2000:]
+    with (tmp_path / "predictions.csv").open() as table:
+        named = [row[1] for row in csv.reader(table)]
+    assert sum(a == data.classes[b] for a, b in zip(named, new.labels.tolist(), strict=True)) > 30
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"birds", "new", "cache", "script.py", "birds.safetensors", "predictions.csv"}  # nothing else

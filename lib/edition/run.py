@@ -16,6 +16,7 @@ from nbclient.exceptions import DeadKernelError
 
 from edition.pages import ParameterError, chapter_defaults, find_chapter, find_profile, project_root, read_profile
 from edition.parameters import check_parameters
+from edition.results import outputs
 from residual.files import locked
 
 EPILOG = """
@@ -106,7 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
         out = (args.out or project_root() / f"_build/reruns/{source.stem}.ipynb").absolute()
         run_chapter(source, parameters, out, progress=not args.book)
         if not args.book:
-            print(f"notebook  {out}\npage      {build_page(out)}\nresults   {project_root() / parameters['results']}")
+            results = project_root() / parameters["results"]
+            print(f"notebook  {out}\npage      {build_page(out)}\nresults   {results}")
+            for name in outputs(source.stem).folders:
+                how = "; README.md, In a script, says how to use them" if name == "adapters" else ""
+                print(f"{name:9s} {results / name}{how}")
     except KeyboardInterrupt:
         print("stopped. What was extracted and trained is kept: the same command goes on from there.", file=sys.stderr)
         return 130

@@ -20,7 +20,7 @@ from residual.data.dataset import Dataset, load_dataset
 from residual.data.images import EncodedImages
 from residual.encoders.encoder import Encoder
 from residual.encoders.names import PRECISIONS
-from residual.files import file_name, locked, write_bytes
+from residual.files import cache_folder, file_name, locked, write_bytes
 from residual.spectrum import Moments
 from residual.store import FRAMES, LAYOUT, MANIFEST, Manifest, Shard, StoredUnits, StoreError, load_units, read_manifest
 from residual.tensors import write_tensors
@@ -37,7 +37,7 @@ def extract(
     dataset: Dataset | str,
     *,
     split: str = "train",
-    root: Path | str = "_build/units",
+    root: Path | str | None = None,
     coordinates: str | None = None,
     batch: int = 128,
     shard: int = SHARD,
@@ -48,8 +48,8 @@ def extract(
 ) -> StoredUnits:
     """Stream a data set through an encoder once, and keep what the analysis needs.
 
-    dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the parent of all extractions; each has a
-    folder of its own, whose name holds a hash of everything it depends on.
+    dataset: a Dataset, or a name for `load_dataset(name, split)`. root: the parent of all extractions, by default in
+    the user's cache; each has a folder of its own, whose name holds a hash of everything it depends on.
     coordinates: the precision in which every sample's coordinates are kept on disk, "float16", "bfloat16" or
     "float32"; by default only moments, outputs and labels are kept.
     precision: of the forward pass, "float32" for the encoder's own, or "float16" or "bfloat16" by autocast, which
@@ -63,6 +63,7 @@ def extract(
     """
     options = _Options(batch, shard, coordinates, precision, workers)
     data = load_dataset(dataset, split) if isinstance(dataset, str) else dataset
+    root = cache_folder() / "units" if root is None else root
     wanted, folder = _manifest_and_folder(encoder, weights_hash or encoder.weights_hash(), data, root, options)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", str(folder)):
