@@ -1,9 +1,14 @@
-"""The Slurm profile through Snakemake's own plugin, with stand-ins for Slurm's commands that run jobs here."""
+"""The Slurm profile through Snakemake's own plugin: with stand-ins for Slurm's commands, and on a real one.
+
+The real one is that of `tests/slurm_here.sh`, on this machine; without it these tests are skipped.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from edition import build
+from edition.inputs import jobs
+from edition.pages import ParameterError
 from residual import load_units
 
 SBATCH = """#!{python}
@@ -70,13 +78,13 @@ def test_jobs_are_submitted_run_and_given_a_gpu_where_they_want_one(project, clu
     run = submit(project, env, "units", "--config", "profile=few", "units=1")
     told = run.communicate()[0]
     assert run.returncode == 0, told[-3000:]
-    jobs = list((project / "_build/units/jobs").iterdir())
+    made = list((project / "_build/units/jobs").iterdir())
     submitted = [json.loads(line) for line in (folder / "submitted").read_text().splitlines()]
-    assert len(submitted) == len(jobs) > 5
+    assert len(submitted) == len(made) > 5
     assert not any(word.startswith("--gpus") for words in submitted for word in words)
     assert all(load_units(path).manifest.complete for path in (project / "_build/units").glob("*--*"))
-    jobs[0].unlink()
-    target = str(jobs[0].relative_to(project))
+    made[0].unlink()
+    target = str(made[0].relative_to(project))
     run = submit(project, env, target, "--config", "profile=few", "units=1", "device=cuda")
     while len(lines := (folder / "submitted").read_text().splitlines()) == len(submitted):
         assert run.poll() is None, run.communicate()[0][-3000:]
@@ -86,3 +94,93 @@ def test_jobs_are_submitted_run_and_given_a_gpu_where_they_want_one(project, clu
     last = json.loads(lines[-1])
     assert {"--gpus=1", "--cpus-per-task=8"} <= set(last)
     assert last[last.index("-p") + 1] == "gpu"
+
+
+def test_slurm_is_asked_before_the_first_job(cluster, tmp_path, monkeypatch):
+    folder, env = cluster
+    monkeypatch.setenv("PATH", env["PATH"])
+    refuses = '#!/bin/sh\necho "$@" > asked\necho "allocation failure: Invalid account" >&2\nexit 1\n'
+    (folder / "bin/sbatch").write_text(refuses)
+    monkeypatch.chdir(tmp_path)
+    profile = Path(__file__).parents[1] / "profiles/slurm"
+    with pytest.raises(
+        ParameterError, match=r"refuses a job as .*--account=your-account .*: allocation failure: Invalid"
+    ):
+        build.check_slurm(["--profile", str(profile), "--dry-run"], "cuda")
+    asked = Path("asked").read_text().split()
+    assert {"--test-only", "--partition=gpu", "--mem=64000", "--gpus=1", "--cpus-per-task=8"} <= set(asked)
+    build.check_slurm(["--cores", "2"], None)  # no cluster
+    (folder / "bin/sbatch").unlink()
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    with pytest.raises(ParameterError, match="there is no sbatch here"):
+        build.check_slurm([f"--profile={profile}"], None)
+
+
+def slurm_is_here():
+    if not shutil.which("sinfo"):
+        return False
+    return "here" in subprocess.run(["sinfo", "-h", "-p", "here"], capture_output=True, text=True, check=False).stdout
+
+
+@pytest.fixture
+def real(project):
+    """A small project whose Slurm profile is for the one of tests/slurm_here.sh."""
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="needs pip install -e '.[cluster]'")
+    config = project / "profiles/slurm/config.yaml"
+    own = {
+        "your-account": "here",
+        "'gpu'": "'here'",
+        "64000": "1500",
+        "32000": "1500",
+        "max-threads: 8": "max-threads: 1",
+    }
+    text = config.read_text()
+    for theirs, ours in own.items():
+        text = text.replace(theirs, ours)
+    config.write_text(text)
+    return project
+
+
+def wait_for(condition, run, log):
+    """Until a condition holds, while a run goes on."""
+    end = time.monotonic() + 300
+    while not (found := condition(log.read_text())):
+        assert run.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(1)
+    return found
+
+
+@pytest.mark.skipif(not slurm_is_here(), reason="needs the Slurm of tests/slurm_here.sh")
+def test_on_a_real_slurm_a_cancelled_job_is_noticed_and_a_killed_run_resumed(real):
+    targets = [f"_build/units/jobs/{job.name}" for job in jobs(real / "profiles/few.yml")][:4]
+    command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--rerun-incomplete", "--jobs", "2"]
+    command += ["--profile", "profiles/slurm", "--config", "profile=few", "units=1"]
+    log = real / "log"
+    with log.open("w") as out:
+        run = subprocess.Popen(command, cwd=real, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    first = wait_for(lambda text: re.findall(r"SLURM jobid (\d+)", text), run, log)[0]
+    subprocess.run(["scancel", first], check=True)
+    wait_for(lambda text: f"SLURM-job '{first}' failed, SLURM status is: 'CANCELLED'" in text, run, log)
+    wait_for(lambda _: [target for target in targets if (real / target).is_file()], run, log)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    subprocess.run(["scancel", "--account=here"], check=True)
+    left = [target for target in targets if not (real / target).is_file()]
+    done = subprocess.run(command, cwd=real, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert len(re.findall(r"SLURM jobid \d+", done.stdout + done.stderr)) == len(left) < len(targets)
+
+
+@pytest.mark.skipif(not slurm_is_here(), reason="needs the Slurm of tests/slurm_here.sh")
+@pytest.mark.parametrize(
+    ("ours", "wrong"), [("slurm_account: \"'here'", "slurm_account: \"'nobody'"), ("mem_mb: 1500", "mem_mb: 999000")]
+)
+def test_a_real_slurm_refuses_before_the_first_job(real, ours, wrong):
+    config = real / "profiles/slurm/config.yaml"
+    assert ours in config.read_text()
+    config.write_text(config.read_text().replace(ours, wrong, 1))
+    command = [sys.executable, "-m", "edition.build", "few", "--units", "--profile", "profiles/slurm"]
+    done = subprocess.run(command, cwd=real, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: Slurm refuses a job as .*: allocation failure: .*\n", done.stderr)
