@@ -22,4 +22,5 @@ def write_page(folder: Path, template: str, **values: Any) -> Path:
 
 def write_script(path: Path, name: str, data: Any) -> None:
     """Write a script that assigns data to a name, such as `window.played`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, f"{name} = {json.dumps(data, allow_nan=False)};\n".encode())

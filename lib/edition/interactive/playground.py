@@ -113,7 +113,6 @@ def all_components(reference: StoredUnits) -> Bases:
 
 def write_playground(folder: Path, scene: Scene, presets: dict[str, dict[str, Any]]) -> Path:
     """Write `folder/index.html`, and its numbers beside it; returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_script(folder / "data.js", "window.played", scene.payload(presets))
     return write_page(
         folder, "playground.html.jinja",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -87,7 +87,7 @@ class Encoder(Loaded):
         rows, columns = self.patch_grid(pixels)
         return pixels.split(max(1, CACHED // (rows * columns + 1)))
 
-    def patch_grid(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[int, int]:
+    def patch_grid(self, pixels: Shaped[Tensor, "n c h w"]) -> tuple[int, int]:
         """Rows and columns of the patches that these pixels are cut into: the last tokens, row by row."""
         patch = next(module for module in self.tower.root.modules() if isinstance(module, nn.Conv2d)).stride
         return pixels.shape[2] // patch[0], pixels.shape[3] // patch[1]
