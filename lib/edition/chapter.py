@@ -83,10 +83,12 @@ class Chapter:
             self._units[extraction] = extraction.units(encoder, extraction.data(), **options)
         return self._units[extraction]
 
-    def pairs(self, names: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[tuple[Encoder, str]]:
+    def pairs(
+        self, names: Sequence[str] | None = None, tasks: Sequence[str] | None = None
+    ) -> list[tuple[Encoder, str]]:
         """Every encoder with every task, or those named. Raises ParameterError where a class has no training image."""
-        loaded = [self.encoder(name) for name in names] or self.encoders().values()
-        pairs = list(product(loaded, tasks or self.parameters["tasks"]))
+        loaded = self.encoders().values() if names is None else [self.encoder(name) for name in names]
+        pairs = list(product(loaded, self.parameters["tasks"] if tasks is None else tasks))
         for encoder, task in pairs:
             name, factor = split_task(task)
             check_classes(self.data(name, "train", encoder.name), factor, task, self.parameters["images"])

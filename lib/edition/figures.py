@@ -59,8 +59,8 @@ def panels(count: int, height: float, width: float = 3.2, across: int = 3, **opt
     return figure, list(axes.flat[:count])
 
 
-def legend_below(figure: Figure, columns: int = 4, where: str = "outside lower center") -> None:
-    """One legend for all panels, with each name once."""
+def legend(figure: Figure, columns: int = 4, where: str = "outside lower center") -> None:
+    """One legend for all panels, with each name once. where: as Matplotlib names places."""
     pairs = [pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels()[::-1], strict=True)]
     named = dict(reversed(pairs))
     order = dict.fromkeys(name for name, _ in pairs)
@@ -85,7 +85,7 @@ def lines(
             ax.plot(rows[x], rows[y], ms=4, **style(value, index))
         ax.set(**{"title": name, "xlabel": x} | axes)
         ax.set_ylabel(y if ax.get_subplotspec().is_first_col() else "")
-    legend_below(figure)
+    legend(figure)
     return drawn
 
 

@@ -24,7 +24,7 @@ from edition.pages import ParameterError, chapters, find_profile, project_root
 from edition.parameters import chapter_parameters
 from edition.results import measured
 from residual.data.names import split_task
-from residual.encoders.names import tower_name
+from residual.encoders.names import SHIPPED, tower_name
 from residual.extraction import DTYPES, SHARD
 
 EPOCHS, METHODS = 30, {"alignment": 4, "selection": 1, "text_and_code": 5, "heads": 2}  # trainings of a task, at most
@@ -97,7 +97,8 @@ def job_cost(job: Extraction) -> dict[str, Any]:
 
 def _as_read(job: Extraction) -> tuple[str, int]:
     """The name of a job's encoder, and the side of its images where that is the job's choice."""
-    return tower_name(job.encoder), job.size or SHIPPED_SIDE
+    name = tower_name(job.encoder)
+    return name, job.size if name == SHIPPED else SHIPPED_SIDE  # others read all sizes alike, and are built once
 
 
 def analysis(chapter: str, profile: Path) -> list[dict[str, Any]]:
