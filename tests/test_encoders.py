@@ -51,20 +51,18 @@ def test_other_architectures_are_refused_with_a_reason(name, reason, pretrained)
         load_encoder(name, pretrained)
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [(hf.Swinv2Config(), "post-norm"), (hf.ViTConfig(num_channels=1), "1 channels"), (hf.ConvNextConfig(), "convol")],
-)
-def test_transformers_architectures_are_refused(tmp_path, config, reason):
-    config.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedArchitectureError, match=reason):
+def test_images_of_one_channel_are_refused(tmp_path):
+    hf.ViTConfig(num_channels=1).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedArchitectureError, match="1 channels"):
         load_encoder(str(tmp_path), pretrained=False)
 
 
-@pytest.mark.parametrize("config", [hf.DeiTConfig(), hf.ViTMSNConfig(), hf.ChineseCLIPConfig()])
-def test_what_could_be_read_but_is_not_is_refused_for_that_alone(tmp_path, config):
-    config.save_pretrained(tmp_path)
-    told = rf"is of model type '{config.model_type}', which is not read here: these are: .*vit"
+@pytest.mark.parametrize(
+    "kind", [hf.DeiTConfig, hf.ViTMSNConfig, hf.ChineseCLIPConfig, hf.Swinv2Config, hf.ConvNextConfig]
+)
+def test_other_types_of_transformers_are_refused_with_those_that_are_read(tmp_path, kind):
+    kind().save_pretrained(tmp_path)
+    told = rf"is of model type '{kind.model_type}', which is not read here: these are: .*vit"
     with pytest.raises(UnsupportedArchitectureError, match=told):
         load_encoder(str(tmp_path), pretrained=False)
 

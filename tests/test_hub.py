@@ -12,7 +12,6 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -24,10 +23,9 @@ from PIL import Image
 from edition.inputs import task_parts
 from edition.pages import ParameterError
 from edition.parameters import check_parameters
-from hub_server import REVISION, Hub
+from hub_server import Hub
 from residual import extract, load_dataset
 from residual.alignment import FineTuned, fit
-from residual.data import hub
 from residual.data.catalogue import catalogue
 from residual.data.hub import DataError
 from residual.selection import encode_images
@@ -223,16 +221,13 @@ def test_what_a_hub_can_do_to_us_is_told_with_its_remedy(monkeypatch, error, mes
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha="a" * 40))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(DataError, match=f"cifar10.*{message}"):
         load_dataset("cifar10")
 
 
-def test_the_revision_of_the_first_load_stays_unless_one_is_given(tmp_path, monkeypatch):
+def test_the_newest_revision_is_read_unless_another_is_given(tmp_path, monkeypatch):
     folder, asked = write_webdataset(tmp_path / "set"), []
-    shas = iter(["a" * 40, "b" * 40])
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha=next(shas)))
 
     def fake(repo, *, revision, **_):
         asked.append((repo, revision))
@@ -242,18 +237,7 @@ def test_the_revision_of_the_first_load_stays_unless_one_is_given(tmp_path, monk
     for name in ("cifar10", "cifar10", "cifar10@" + "c" * 40, "someone/things"):
         assert load_dataset(name, "test").classes == NAMES
     repo = "clip-benchmark/wds_vtab-cifar10"
-    assert asked == [(repo, "a" * 40), (repo, "c" * 40), ("someone/things", "b" * 40)]
-
-
-def test_a_cache_that_cannot_be_written_or_read_loses_no_more_than_the_pin(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repo: SimpleNamespace(sha="a" * 40))
-    (tmp_path / "file").write_text("")
-    assert hub._pinned("org/name", tmp_path / "file") == "a" * 40  # a folder cannot be made there, even by root
-    assert "could not be recorded" in caplog.text
-    (tmp_path / "revisions.json").write_text("{broken")
-    assert hub._pinned("org/name", tmp_path) == "a" * 40
-    assert "is damaged" in caplog.text
-    assert hub._revisions(tmp_path / "revisions.json") == {"org/name": "a" * 40}
+    assert asked == [(repo, None), (repo, "c" * 40), ("someone/things", None)]
 
 
 def test_chapters_take_data_sets_of_a_hub_and_folders_and_refuse_others(tmp_path):
@@ -350,9 +334,6 @@ def test_a_hub_that_fails_in_the_middle_is_told_and_taken_up_again(tmp_path):
             assert "org/none cannot be fetched" in load("org/none")()
         with loading(server, tmp_path) as load:
             assert load("cifar10")() == whole
-        assert json.loads((tmp_path / "cache/revisions.json").read_text()) == {
-            "clip-benchmark/wds_vtab-cifar10": REVISION
-        }
     with loading(server, tmp_path, HF_HUB_OFFLINE="1") as load:  # and without a network from then on
         assert load("cifar10")() == whole
 

@@ -102,7 +102,9 @@ def test_what_is_not_as_it_should_be_is_refused(joined, monkeypatch):
     about = json.loads((joined / "joined.json").read_text())
     about["reader"]["sha256"] = "0" * 64
     (joined / "joined.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"does not hold version 1\.0 .*run `pip install --no-deps tiny-reader==1\.0`"):
+    with pytest.raises(
+        ValueError, match=r"is not the file of version 1\.0 .*run `pip install --no-deps tiny-reader==1\.0`"
+    ):
         load_encoder(str(joined))
     monkeypatch.setattr("residual.encoders.names.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps tiny-reader"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,9 +17,9 @@ from edition.pages import ParameterError
 from edition.parameters import chapter_parameters, without_missing
 from residual import load_dataset, load_encoder, trace
 from residual.encoders import from_package, names
-from residual.encoders.names import FILE, PACKAGE, SHIPPED
+from residual.encoders.names import SHIPPED, WEIGHTS
 
-installed = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="the package with the weights is not installed")
+installed = pytest.mark.skipif(WEIGHTS.missing, reason="the package with the weights is not installed")
 MINI_PROFILE = Path("profiles/mini.yml")
 
 
@@ -29,7 +29,7 @@ def test_the_converted_weights_compute_what_the_packages_graph_computes(tmp_path
     from onnx.reference import ReferenceEvaluator
 
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path))
-    graph = onnx.load(str(Path(find_spec(PACKAGE).origin).parent / FILE)).graph
+    graph = onnx.load(str(WEIGHTS.checked())).graph
     nodes, last = list(graph.node), "/backbone/layernorm/Add_1_output_0"
     nodes = nodes[: next(i for i, node in enumerate(nodes) if last in node.output) + 1]
     output = onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None)
@@ -55,8 +55,7 @@ def test_random_weights_of_its_architecture_need_no_package(monkeypatch, tmp_pat
 def missing(monkeypatch, tmp_path):
     """Neither the package nor weights converted before are there."""
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path))
-    for module in (names, from_package):
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(names, "find_spec", lambda name: None)
 
 
 def test_without_its_package_it_is_left_out_and_named(missing):
@@ -73,10 +72,10 @@ def test_without_its_package_it_is_left_out_and_named(missing):
 @installed
 def test_another_file_is_refused_before_it_is_read(monkeypatch, tmp_path):
     monkeypatch.setenv("RESIDUAL_CACHE", str(tmp_path))
-    monkeypatch.setattr(from_package, "FILE", "__init__.py")
+    monkeypatch.setattr(from_package, "WEIGHTS", replace(WEIGHTS, file="__init__.py"))
     with pytest.raises(ValueError, match=r"__init__.py is not the file of version 0\.1\.1"):
         load_encoder(SHIPPED)
-    assert not names.has_shipped_weights() or find_spec(PACKAGE)
+    assert not names.has_shipped_weights() or not WEIGHTS.missing
 
 
 @pytest.mark.parametrize("name", ["emoji-food", "shapes", "textures", "photographs", "numerals", "sketch"])

@@ -38,7 +38,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("name", type=_trainable, help=KNOWN)
     one.add_argument("--steps", type=int, help="instead of the recipe's")
     one.add_argument("--seed", type=int, help="instead of the recipe's")
-    one.add_argument("--keep", type=int, nargs="*", default=[], help="steps after which the encoder is kept too")
     one.set_defaults(run=_train)
     one.add_argument("--out", type=Path, default=Path("_build/miniature"), help="parent of the encoder's folder")
     one.add_argument("--npm", type=Path, default=Path("_build/artwork/node_modules"), help="made by `make artwork`")
@@ -71,8 +70,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.name not in RECIPES:
         return train_joined(args.name, args.out / Path(args.name).name, JoinRecipe(**changes), device=args.device)
     recipe = dataclasses.replace(RECIPES[args.name], **changes)
-    options = {"device": args.device, "workers": args.workers, "keep": tuple(args.keep)}
-    train(args.name, args.out / args.name, args.npm, recipe=recipe, **options)
+    train(args.name, args.out / args.name, args.npm, recipe=recipe, device=args.device, workers=args.workers)
 
 
 if __name__ == "__main__":

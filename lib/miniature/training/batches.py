@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from miniature.emoji import STYLES, Artwork, load_artwork, vocabulary
 from miniature.scenes import BACKDROPS, COLOURS, Draws, render_scenes, sample_scenes
 from miniature.training.captions import OPENINGS, STYLE_WORDS, Concepts, load_concepts, write_captions
 from miniature.training.objectives import Batch
-from miniature.training.recipes import CONTEXT, MEAN, PATCH, SIZE, STD, WORDS, Recipe
+from miniature.training.recipes import CONTEXT, MEAN, SIZE, STD, WORDS, Recipe
 
 # How often an emoji of each Unicode group is drawn, relative to one of the others: the groups of which the
 # tasks are made more often, and people, who come in many near-copies, more seldom.
@@ -53,13 +53,11 @@ class Disturbance:
 class Drawn:
     """A batch before it is rendered.
 
-    rows: of the artwork. views: scenes of these, and how they are disturbed. patches: positions of the tokens that the
-    encoder sees, the class token first; None for all.
+    rows: of the artwork. views: scenes of these, and how they are disturbed.
     """
 
     rows: Int64[Tensor, "n"]
     views: tuple[tuple[Draws, Disturbance | None], ...]
-    patches: Int64[Tensor, "m p"] | None
     tokens: Int64[Tensor, "n t"] | None = None
     attention: Int64[Tensor, "n t"] | None = None
     positives: Bool[Tensor, "n n"] | None = None
@@ -80,31 +78,15 @@ class Batches(torch.utils.data.Dataset):
         rows = torch.multinomial(self.weights, recipe.batch, replacement=True, generator=generator)
         pair = recipe.objective == "distillation"
         views = tuple(
-            (self._scenes(generator), Disturbance.sample(recipe.batch, generator) if pair else None)
+            (sample_scenes(recipe.batch, generator), Disturbance.sample(recipe.batch, generator) if pair else None)
             for _ in range(2 if pair else 1)
         )
-        patches = self._patches(len(views) * recipe.batch, step, generator)
         if recipe.objective != "contrastive":
-            return Drawn(rows, views, patches)
-        captions = write_captions(self.concepts, self.artwork, rows, views[0][0], generator, recipe.detail)
+            return Drawn(rows, views)
+        captions = write_captions(self.concepts, self.artwork, rows, views[0][0], generator)
         options = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
         text = self.tokenizer(captions.texts, **options)
-        return Drawn(rows, views, patches, text.input_ids, text.attention_mask, captions.positives)
-
-    def _scenes(self, generator: torch.Generator) -> Draws:
-        draws = sample_scenes(self.recipe.batch, generator)
-        if not self.recipe.plain:
-            return draws
-        plain = torch.rand(self.recipe.batch, generator=generator) < self.recipe.plain
-        kind = draws.kind.where(~plain, BACKDROPS.index("plain"))
-        return replace(draws, kind=kind, backdrop=replace(draws.backdrop, kind=kind))
-
-    def _patches(self, n: int, step: int, generator: torch.Generator) -> Tensor | None:
-        share, count = self.recipe.tokens, (SIZE // PATCH) ** 2
-        if share == 1 or step >= 0.9 * self.recipe.steps:
-            return None
-        order = torch.rand(n, count, generator=generator).argsort(1)[:, : round(share * count)] + 1
-        return torch.cat([order.new_zeros(n, 1), order], 1)
+        return Drawn(rows, views, text.input_ids, text.attention_mask, captions.positives)
 
 
 class Renderer:
@@ -119,7 +101,7 @@ class Renderer:
     def __call__(self, drawn: Drawn) -> Batch:
         rows = drawn.rows.to(self.device)
         views = torch.cat([self._images(rows, *view) for view in drawn.views])
-        others = {name: getattr(drawn, name) for name in ("patches", "tokens", "attention", "positives")}
+        others = {name: getattr(drawn, name) for name in ("tokens", "attention", "positives")}
         others = {name: None if value is None else value.to(self.device) for name, value in others.items()}
         return Batch(views, self.emoji[rows], **others)
 

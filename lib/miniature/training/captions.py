@@ -52,14 +52,9 @@ class Captions:
 
 
 def write_captions(
-    concepts: Concepts,
-    artwork: Artwork,
-    drawn: Int[Tensor, "n"],
-    draws: Draws,
-    generator: torch.Generator,
-    detail: float = 1.0,
+    concepts: Concepts, artwork: Artwork, drawn: Int[Tensor, "n"], draws: Draws, generator: torch.Generator
 ) -> Captions:
-    """One caption for each image. drawn: rows of `artwork`. detail: see `Recipe`."""
+    """One caption for each image. drawn: rows of `artwork`."""
     owner, style = artwork.emoji[drawn], artwork.style[drawn]
     size = torch.where(draws.size < 0.65, 0, torch.where(draws.size > 0.9, 1, 2))
     backdrop = draws.kind
@@ -70,9 +65,9 @@ def write_captions(
     for i, roll in enumerate(rolls):
         concept = _concept(concepts, int(owner[i]), roll[0], roll[1])
         said = {
-            "style": int(style[i]) if roll[2] < 0.15 * detail else ANY,
-            "backdrop": int(backdrop[i]) if roll[3] < 0.12 * detail or concept == ANY else ANY,
-            "size": int(size[i]) if roll[4] < 0.08 * detail and size[i] < 2 else ANY,
+            "style": int(style[i]) if roll[2] < 0.15 else ANY,
+            "backdrop": int(backdrop[i]) if roll[3] < 0.12 or concept == ANY else ANY,
+            "size": int(size[i]) if roll[4] < 0.08 and size[i] < 2 else ANY,
         }
         said["colour"] = int(colour[i]) if said["backdrop"] == 0 else ANY
         rows.append([concept, *said.values()])

@@ -19,7 +19,6 @@ OBJECTIVES = {
     "classification": "cross-entropy over the 1,897 emoji, by a linear layer that is not kept",
 }
 NAMING = "; and cross-entropy over the 1,897 emoji, by a linear layer that is not kept"
-PATCHES = "; {:.0%} of the patches until the last tenth of the steps"
 ARTWORK = {
     "twemoji": "Twemoji (CC-BY 4.0)",
     "noto": "Noto Emoji (Apache-2.0)",
@@ -46,7 +45,7 @@ def write_card(name: str, recipe: Recipe, folder: Path, machine: str) -> None:
         "styles": ", ".join(f"{ARTWORK[style]} {share:.0%}" for style, share in recipe.styles.items()),
         "objective": objective, "steps": recipe.steps, "rate": recipe.rate, "seed": recipe.seed,
         "images": recipe.batch * (2 if recipe.objective == "distillation" else 1),
-        "patches": PATCHES.format(recipe.tokens) if recipe.tokens < 1 else "", "seconds": seconds, "machine": machine,
+        "seconds": seconds, "machine": machine,
         "measure": "zero-shot accuracy" if encoder.reads_text else "accuracy by ten nearest neighbours",
         "accuracies": "\n".join(_accuracy(encoder, task) for task in TASKS),
         "words": ", and English as far as emoji have names and keywords" if encoder.reads_text else "",

@@ -120,7 +120,7 @@ def write_joined_card(name: str, out: Path) -> None:
         shares = [zero_shot_accuracy(found, class_encodings(encoder, data), data.labels) for encoder, found in pairs]
         cells = " | ".join(f"{share:.2f}, standard error {error:.2f}" for share, error in shares)
         rows.append(f"| {task}, {len(data.classes)} classes | {cells} |")
-    facts = {"name": name, "vision": parts.vision, "reader": parts.reader.name, "package": parts.reader.package}
+    facts = {"name": name, "vision": parts.vision, "reader": parts.reader, "package": parts.weights.package}
     text = Path(__file__).with_suffix(".md").read_text().format(**facts, **about, rows="\n".join(rows))
     write_bytes(out / "README.md", text.encode())
 
@@ -161,9 +161,9 @@ def _scenes(
 
 @torch.no_grad()
 def _encoded_texts(out: Path, parts: Joining, texts: list[str]) -> Float[Tensor, "t v"]:
-    path = out / f"texts-{cache_key(parts.reader, *texts)}.safetensors"
+    path = out / f"texts-{cache_key(parts.weights, *texts)}.safetensors"
     if not path.is_file():
-        reader, tokenizer = load_reader(parts.reader)
+        reader, tokenizer = load_reader(parts)
         bar = tqdm(range(0, len(texts), 256), desc="captions")
         write_bytes(path, save({"texts": torch.cat([read(reader, tokenizer, texts[i : i + 256]) for i in bar])}))
     return load_file(path)["texts"]

@@ -22,13 +22,11 @@ class Batch:
     """Scenes, and what an objective may know about them.
 
     images: for distillation, one view of every drawing and then the other. emoji: rows of `vocabulary()`.
-    patches: positions of the tokens that the encoder sees; None for all.
     positives: [image, caption], whether the caption is true of the image.
     """
 
     images: Float[Tensor, "m 3 s s"]
     emoji: Int64[Tensor, "n"]
-    patches: Int64[Tensor, "m p"] | None = None
     tokens: Int64[Tensor, "n t"] | None = None
     attention: Int64[Tensor, "n t"] | None = None
     positives: Bool[Tensor, "n n"] | None = None

@@ -26,11 +26,7 @@ class Recipe:
 
     objective: "contrastive" (image and caption), "distillation" (DINO) or "classification".
     styles: how often a drawing of each style is drawn, as shares.
-    tokens: share of patch tokens that the encoder sees, drawn separately for each image, until the last
-    tenth of the steps, which see all of them. Source: Li et al. (2023).
     identity: weight of naming the emoji by a linear layer, beside the contrastive loss.
-    detail: how often captions mention style, backdrop and size, relative to the usual.
-    plain: share of scenes whose backdrop is plain, beyond those that are by chance.
     """
 
     objective: str
@@ -39,10 +35,7 @@ class Recipe:
     steps: int
     batch: int = 2048
     rate: float = 2e-3
-    tokens: float = 1.0
     identity: float = 0.0
-    detail: float = 1.0
-    plain: float = 0.0
     width: int = 192
     layers: int = 12
     heads: int = 6
@@ -53,7 +46,7 @@ def _styles(**shares: float) -> MappingProxyType:
 
 
 MIXED = _styles(twemoji=0.55, noto=0.15, openmoji=0.15, openmoji_line=0.15)
-# As many steps as five trainings side by side make in four minutes on one H100, mini-dinov2 alone in five.
+# As many steps as five trainings side by side made in four minutes on one H100, mini-dinov2 alone in five.
 RECIPES = {
     "mini-openclip": Recipe("contrastive", MIXED, seed=0, steps=700, identity=1.0),
     "mini-clip": Recipe("contrastive", _styles(twemoji=0.7, noto=0.3), seed=1, steps=650, identity=1.0),
@@ -107,13 +100,6 @@ def open_clip_config(name: str, recipe: Recipe, vocabulary: int) -> dict:
         "hf_tokenizer_name": "local",  # open_clip reads the tokenizer beside this file
     }
     return {"embed_dim": OUTPUT, "vision_cfg": vision, "text_cfg": text, "quick_gelu": name == "mini-clip"}
-
-
-def image_tokens(model: nn.Module) -> nn.Module:
-    """The module whose output is the sequence of the class token and the patches."""
-    if isinstance(model, CLIP):
-        return model.visual.patch_dropout
-    return model.vision_model.embeddings if hasattr(model, "vision_model") else model.embeddings
 
 
 def save_encoder(name: str, recipe: Recipe, model: nn.Module, tokenizer: hf.PreTrainedTokenizerBase, out: Path) -> None:

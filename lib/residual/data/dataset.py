@@ -12,10 +12,8 @@ from jaxtyping import Int64, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
-from residual.data.catalogue import catalogue, local_folder
 from residual.data.images import EncodedImages, rank_in_class
 from residual.data.names import SPLITS, split_task
-from residual.files import cache_folder
 from residual.sources import drawn_sets
 from residual.tensors import tensor_bytes
 
@@ -136,7 +134,4 @@ def load_dataset(
         return source.load(base, factor, split, seed=seed, size=size, count=count)
     from residual.data.hub import read_split
 
-    loaded = read_split(base, split, seed=seed, cache=cache_folder(), ground=ground)
-    folder = None if base in catalogue() else local_folder(base)
-    facts = loaded.images, loaded.labels, loaded.classes, loaded.templates
-    return Dataset(folder.name if folder else base, split, *facts, excluded=loaded.excluded)
+    return read_split(base, split, seed=seed, ground=ground)

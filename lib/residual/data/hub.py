@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,9 +20,10 @@ from PIL import ImageColor
 from torch import Tensor
 
 from residual.data.catalogue import HELD_OUT, SHARES, bounds, catalogue, local_folder
+from residual.data.dataset import Dataset
 from residual.data.images import BROKEN, MISSING, EncodedImages, checked, rank_in_class
 from residual.data.layouts import Rows, read_folder, read_tables
-from residual.files import FULL, UNWRITABLE, is_pointer, locked, pointer_fault, write_bytes
+from residual.files import FULL, UNWRITABLE, is_pointer, pointer_fault
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 TEMPLATE = "a photo of a {}."  # where a set has none
@@ -36,24 +35,12 @@ class DataError(RuntimeError):
     """A data set cannot be fetched, or is not what it should be; says what to do."""
 
 
-@dataclass(frozen=True, eq=False)
-class HubSplit:
-    """A split as `Dataset` wants it. excluded: images that are missing or cannot be decoded, by name."""
-
-    images: EncodedImages
-    labels: Int64[Tensor, "n"]
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
-    excluded: tuple[str, ...]
-
-
-def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "white") -> HubSplit:
+def read_split(name: str, split: str, *, seed: int, ground: str = "white") -> Dataset:
     """One split of a data set of the catalogue, a hub id or a folder, in an order drawn from `seed`.
 
     Official splits are kept. Without a validation split, a tenth of each class of the training split is held out; a
     set that is not divided is divided 60 : 20 : 20, class by class. The catalogue may have other shares.
-    "name@revision" pins a revision; else the first one that was fetched stays, recorded in `cache`. Images that are
-    missing or cannot be decoded are left out and named.
+    "name@revision" pins a revision. Images that are missing or cannot be decoded are left out and named.
     Raises DataError where a set cannot be fetched or read, and ValueError for one that holds no labelled images.
     """
     ImageColor.getrgb(ground)  # raises ValueError for what is not a colour
@@ -62,7 +49,7 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
     folder = local_folder(name) if entry is None else None
     source = str(folder) if folder else entry.repo if entry else base
     with _explained(name, source, local=folder is not None):
-        where, parts = (folder, read_folder(folder)) if folder else _fetched(source, revision or _pinned(source, cache))
+        where, parts = (folder, read_folder(folder)) if folder else _fetched(source, revision or None)
     words = list(entry.names) if entry and entry.names else read_lines(where / CLASSES, name)
     parts, labels, classes = _labelled(parts, words, name)
     if entry and (off := abs(sum(map(len, labels.values())) / (entry.train + entry.test) - 1)) > 0.02:
@@ -78,7 +65,8 @@ def read_split(name: str, split: str, *, seed: int, cache: Path, ground: str = "
     rows = rows[torch.tensor([row in checksums for row in rows.tolist()], dtype=torch.bool)]
     templates = (entry and entry.prompts()) or read_templates(read_lines(where / TEMPLATES, name), name)
     excluded = tuple(blobs.names[row] for row in wrong)
-    return HubSplit(EncodedImages(blobs, checksums, rows, ground), truth[rows], classes, templates, excluded)
+    images = EncodedImages(blobs, checksums, rows, ground)
+    return Dataset(folder.name if folder else name, split, images, truth[rows], classes, templates, excluded=excluded)
 
 
 def _tell_wrong(name: str, split: str, wrong: dict[int, str], names: tuple[str, ...], count: int) -> None:
@@ -209,7 +197,7 @@ def _rows_of(
 
 
 @functools.lru_cache(maxsize=4)
-def _fetched(repo: str, revision: str) -> tuple[Path, dict[str, Rows]]:
+def _fetched(repo: str, revision: str | None) -> tuple[Path, dict[str, Rows]]:
     """Texts and splits of a set of a hub: its tars, or what `datasets` fetches."""
     import datasets
     from huggingface_hub import snapshot_download
@@ -218,33 +206,8 @@ def _fetched(repo: str, revision: str) -> tuple[Path, dict[str, Rows]]:
     where = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted))
     if any(where.rglob("*.tar")):
         return where, read_folder(where)
-    return where, read_tables(repo, datasets.load_dataset(repo, revision=revision), f"{repo} {revision}")
-
-
-def _pinned(repo: str, cache: Path) -> str:
-    """The revision of a set that was fetched first, or now."""
-    from huggingface_hub import HfApi
-
-    path = cache / "revisions.json"
-    if repo in (known := _revisions(path)):
-        return known[repo]
-    sha = HfApi().dataset_info(repo).sha
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), str(path)):
-            known = {repo: sha} | _revisions(path)
-            write_bytes(path, json.dumps(known, indent=2).encode())
-    except OSError as error:
-        log.warning("revision %s of %s could not be recorded; next time it may be another: %s", sha, repo, error)
-    return known.get(repo, sha)
-
-
-def _revisions(path: Path) -> dict[str, str]:
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        log.warning("%s is damaged (%s); revisions are recorded again", path, error)
-        return {}
+    commit = where.name  # also where a branch, or none, was asked for
+    return where, read_tables(repo, datasets.load_dataset(repo, revision=commit), f"{repo} {commit}")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from residual.encoders.from_transformers import silent
-from residual.encoders.names import Joining, Reader
+from residual.encoders.names import Joining
 from residual.encoders.towers import Loaded, Tower, clear_errors
 
 
@@ -43,7 +43,7 @@ def load(name: str, folder: Path, joining: Joining, vision: Loaded, pretrained: 
     if not pretrained and seed != joining.random_seed:
         raise ValueError(f"{name} with random weights has maps for seed {joining.random_seed} only, not {seed}")
     maps = load_file(folder / ("maps.safetensors" if pretrained else "maps-random.safetensors"))
-    text, tokenizer = load_reader(joining.reader)
+    text, tokenizer = load_reader(joining)
     model = Joined(vision.model, text, maps)
 
     def read_tower(model: nn.Module, name: str) -> Tower:
@@ -52,7 +52,7 @@ def load(name: str, folder: Path, joining: Joining, vision: Loaded, pretrained: 
     return replace(
         vision,
         model=model,
-        weights=f"{vision.weights}, read by {joining.reader.name}",
+        weights=f"{vision.weights}, read by {joining.reader}",
         read_tower=read_tower,
         text=lambda model, texts: model.text_map(read(model.text, tokenizer, texts)),
         too_long=lambda texts: [len(t) > _longest(text, tokenizer) for t in tokenizer(list(texts)).input_ids],
@@ -60,10 +60,10 @@ def load(name: str, folder: Path, joining: Joining, vision: Loaded, pretrained: 
     )
 
 
-def load_reader(reader: Reader) -> tuple[hf.BertModel, hf.PreTrainedTokenizerBase]:
-    """The text model and its tokenizer; errors as `Reader.checked_folder`."""
-    folder = reader.checked_folder()
-    with clear_errors(reader.name, folder), silent():
+def load_reader(joining: Joining) -> tuple[hf.BertModel, hf.PreTrainedTokenizerBase]:
+    """The text model and its tokenizer; errors as `Shipped.checked`."""
+    folder = joining.weights.checked().parent
+    with clear_errors(joining.reader, folder), silent():
         model = hf.BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
         return model.eval(), hf.AutoTokenizer.from_pretrained(folder)
 

@@ -5,15 +5,14 @@ Only the file's initialisers are read, as arrays; neither the graph nor the pack
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import transformers as hf
 from torch import Tensor
 
-from residual.encoders.names import FILE, INSTALL, PACKAGE, SHA256, SHIPPED, VERSION, shipped_folder
-from residual.files import checksum, locked
+from residual.encoders.names import SHIPPED, WEIGHTS, shipped_folder
+from residual.files import locked
 from residual.tensors import write_tensors
 
 CONFIG = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}
@@ -22,26 +21,13 @@ SIDE = 224  # pixels, which its file's graph expects
 
 
 def converted() -> Path:
-    """The folder with the weights as the hub has those of DINOv2-S, written on first use.
-
-    Raises FileNotFoundError where the package is missing, ValueError where its file is not the expected one.
-    """
+    """The folder with the weights as the hub has those of DINOv2-S, written on first use; errors as `checked`."""
     folder = shipped_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", SHIPPED):
         if not (folder / "config.json").is_file():
-            _convert(_onnx_file(), folder)
+            _convert(WEIGHTS.checked(), folder)
     return folder
-
-
-def _onnx_file() -> Path:
-    spec = find_spec(PACKAGE)
-    if spec is None:
-        raise FileNotFoundError(f"the weights of {SHIPPED!r} are not installed; run `{INSTALL}`")
-    path = Path(spec.origin).parent / FILE
-    if (found := checksum(path)) != SHA256:
-        raise ValueError(f"{path} is not the file of version {VERSION} (its SHA-256 is {found}); run `{INSTALL}`")
-    return path
 
 
 def _convert(source: Path, folder: Path) -> None:

