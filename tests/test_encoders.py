@@ -115,7 +115,7 @@ def test_a_classifier_is_loaded_without_its_head(tmp_path):
 def test_weights_of_another_architecture_are_refused(small, tmp_path, width):
     small("dinov2").model.save_pretrained(tmp_path)
     hf.ViTConfig(**TOWERS["vit"] | {"intermediate_size": width}).save_pretrained(tmp_path)
-    message = r"do not fit transformers' ViTModel: \d+ are missing in the file, .*; \d+ are no part of the model \("
+    message = r"do not fit ViTModel: \d+ are missing in the file, .*; \d+ are no part of the model \("
     with pytest.raises(RuntimeError, match=message):
         load_encoder(str(tmp_path))
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from residual import load_dataset
+from residual.data.hub import DataError
 from residual.data.images import decode
 from test_hub import COLOURS, png, write_tar
 
@@ -586,7 +587,9 @@ def test_tables_in_the_folders_of_splits_divide_a_set(tmp_path):
     ("rows", "message"),
     [
         ("0.png,red,holdout", "row 1 has an unknown split, 'holdout'"),
-        ("0.png,red,train\n0.png,blue,test", None),
+        ("0.png,red,train\n0.png,blue,test", r"row 2 has 0\.png again"),
+        ("0.png,red, yellow,train", "row 1 has more values than there are columns; put quotes around commas"),
+        ('0.png,"red,train', "unexpected end of data"),
         ("0.png,red,train\n0.png,blue,train", r"row 2 has 0\.png again"),
         (",red,train", "row 1 has no file_name"),
     ],
@@ -594,7 +597,59 @@ def test_tables_in_the_folders_of_splits_divide_a_set(tmp_path):
 def test_rows_that_cannot_be_right_are_refused(tmp_path, rows, message):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/labels.csv").write_text(f"file_name,label,split\n{rows}\n")
-    with pytest.raises(ValueError, match=message or "they are missing, such as 0"):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("file", "head"),
+    [("labels.csv", "filename,label"), ("labels.csv", "file_name;label"), ("labels.tsv", "file_name\tlabel")],
+)
+def test_one_folder_of_images_beside_a_table_of_another_kind_is_no_class(tmp_path, file, head):
+    for index in range(12):
+        path = tmp_path / f"set/images/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(index % 3, index))
+    (tmp_path / "set" / file).write_text(f"{head}\n{head.replace('label', 'red')}\n")
+    columns = (
+        f", whose columns are {', '.join(head.split(','))}, and not file_name" if file.endswith("csv") else "; give"
+    )
+    with pytest.raises(ValueError, match=f"has one folder of images, and beside it {file}{columns}"):
+        load_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("label", [{"name": "red"}, ["red"]])
+def test_labels_of_several_values_are_refused(tmp_path, label):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/labels.jsonl").write_text(json.dumps({"file_name": "0.png", "label": label}))
+    with pytest.raises(ValueError, match=r"labels\.jsonl .* row 1 has several values for label"):
+        load_dataset(tmp_path / "set")
+
+
+def test_tars_lose_nothing_in_silence(tmp_path, caplog):
+    (tmp_path / "set").mkdir()
+    rows = [
+        (f"{i}.{end}", data)
+        for i in range(24)
+        for end, data in (("cls", b"red"), ("png", png(0, i)), ("1.png", png(1, i)))
+    ]
+    tar_of(path := tmp_path / "set/train.tar", rows)
+    load_dataset(tmp_path / "set")
+    assert "24 files in tars belong to another image" in caplog.text
+    path.write_bytes(path.read_bytes()[: 512 * 8])  # a program was killed after a whole file
+    with pytest.raises(ValueError, match=r"train\.tar has no end, and may be cut short"):
+        load_dataset(tmp_path / "set")
+    path.write_bytes(png(0, 0))
+    with pytest.raises(ValueError, match=r"train\.tar cannot be read as a tar"):
+        load_dataset(tmp_path / "set")
+    tar_of(path, [("0.cls", b"red"), ("0.png", png(0, 0)), ("0.jpg", png(1, 0))])
+    with pytest.raises(ValueError, match=r"train\.tar: 0 has several images, cls, png, jpg; leave one"):
+        load_dataset(tmp_path / "set")
+    with tarfile.open(path, "w") as tar:
+        link = tarfile.TarInfo("0.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "1.png"
+        tar.addfile(link)
+    with pytest.raises(ValueError, match=r"train\.tar holds 0\.png as a link"):
         load_dataset(tmp_path / "set")
 
 
@@ -617,6 +672,42 @@ def test_saved_sets_of_splits_keep_them(tmp_path):
     parts = [load_dataset(tmp_path / "set", split) for split in ("train", "validation", "test")]
     assert [len(data) for data in parts] == [27, 3, 15]
     assert all(map(right, parts))
+
+
+def test_saved_splits_whose_classes_are_in_different_orders_keep_their_names(tmp_path):
+    for split, names in (("train", WORDS), ("test", WORDS[::-1])):
+        kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(names)))
+        rows = {"image": [{"bytes": png(i % 3, i), "path": None} for i in range(30)]}
+        rows["label"] = [names.index(WORDS[i % 3]) for i in range(30)]
+        datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(tmp_path / "set" / split)
+    assert all(right(load_dataset(tmp_path / "set", split)) for split in ("train", "validation", "test"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": "0.png", "label": "red"}, "has no one column of images"),
+        ({"image": [0, 1, 2], "label": "red"}, "has no one column of images"),
+        (
+            {"image": {"bytes": png(0, 0), "path": None}, "label": "red", "split": "test"},
+            "has a column split; store each",
+        ),
+    ],
+)
+def test_columns_that_hold_no_files_and_columns_of_splits_are_refused(tmp_path, columns, message):
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict({name: [value] * 12 for name, value in columns.items()}).to_parquet(
+        tmp_path / "set/0.parquet"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "set")
+
+
+def test_a_damaged_parquet_is_told_as_damaged(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="a file in it cannot be read, and may be damaged"):
+        load_dataset(tmp_path / "set")
 
 
 @pytest.mark.parametrize(

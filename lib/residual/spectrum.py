@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+ROUNDING = torch.finfo(torch.float32).eps  # of a value, relative to it: a unit in the last place
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -99,26 +101,23 @@ def pca(x: Float[Tensor, "n d"]) -> PCA:
 def pca_from_moments(
     moments: Moments, frame: Float[Tensor, "... k d"] | None = None, constant: Tensor | None = None
 ) -> PCA:
-    """PCA from moments alone, in double precision; variance that rounding of the samples could make counts as none.
+    """PCA from moments alone, in double precision.
 
     frame, constant: the samples are c @ frame + constant and the moments are those of c.
-    All leading axes at once: every head of an encoder in one call.
+    All leading axes at once: every head of an encoder in one call. Variance along a component that rounding of c to
+    single precision could make counts as none.
     """
     if frame is None:
         eigenvalues, vectors = torch.linalg.eigh(moments.covariance)
-        return PCA(moments.mean, _fix_signs(vectors.mT.flip(-2)), _true_variances(eigenvalues, moments.mean))
-    basis, factor = isometry(frame)
-    eigenvalues, vectors = torch.linalg.eigh(factor @ moments.covariance @ factor.mT)
-    mean = framed_mean(moments, frame, constant)
-    components = vectors.mT.flip(-2) @ basis.mT
-    return PCA(mean, _fix_signs(components), _true_variances(eigenvalues, mean))
-
-
-def _true_variances(rising: Float64[Tensor, "... k"], mean: Float[Tensor, "... d"]) -> Float64[Tensor, "... k"]:
-    """Eigenvalues in falling order, and zero where single precision's rounding of such samples would make as much."""
-    power = mean.double().square().sum(-1, keepdim=True) + rising.sum(-1, keepdim=True)
-    falling = rising.flip(-1)
-    return falling.where(falling > 1e-13 * power, 0)
+        axes, components, mean = vectors.mT, vectors.mT, moments.mean
+    else:
+        basis, factor = isometry(frame)
+        eigenvalues, vectors = torch.linalg.eigh(factor @ moments.covariance @ factor.mT)
+        axes, components = vectors.mT @ factor, vectors.mT @ basis.mT
+        mean = framed_mean(moments, frame, constant)
+    squares = moments.mean.square() + moments.covariance.diagonal(dim1=-2, dim2=-1)
+    rounding = ROUNDING**2 * (axes.square() @ squares[..., None])[..., 0]
+    return PCA(mean, _fix_signs(components.flip(-2)), eigenvalues.where(eigenvalues > rounding, 0).flip(-1))
 
 
 def framed_mean(

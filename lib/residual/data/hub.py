@@ -215,9 +215,9 @@ def _explained(name: str, source: str, *, local: bool) -> Iterator[None]:
     """Errors of hubs and files with what to do; a ValueError of ours passes."""
     try:
         yield
-    except ValueError:
-        raise
     except Exception as error:  # whatever loaders and connections below them raise
+        if type(error) is ValueError:  # ours; those of libraries are often of other kinds of it
+            raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if isinstance(error, OSError) and error.errno in (*UNWRITABLE, *FULL):
             why = "there is no room left" if error.errno in FULL else "it cannot be written"

@@ -8,6 +8,7 @@ c. Parquet, or what `save_to_disk` of `datasets` wrote, with a column of images 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -73,8 +74,11 @@ def read_folder(folder: Path) -> dict[str, Rows]:
         return _winner(folder, by_class, near)
     if tables := [folder / file for file in _ending(near, TABLES) if "file_name" in _columns(folder / file)]:
         return _by_table(folder, tables, files)
+    if by_class and not (beside := _beside(near)):
+        log.warning("%s: all images lie in one folder, and are of one class", folder.name)
+        return by_class
     if by_class:
-        return _winner(folder, by_class, near)
+        raise ValueError(f"{folder.name} has one folder of images, and beside it {_told(folder, beside[0])}; {LAYOUTS}")
     if tars := _ending(near, TARS):
         return {split: _tar_rows(folder, paths) for split, paths in _by_split(folder, tars).items()}
     if saved := [(folder / file).parent for file in files if file.endswith("dataset_info.json")]:
@@ -84,6 +88,7 @@ def read_folder(folder: Path) -> dict[str, Rows]:
     if archives := _ending(near, ARCHIVES):
         raise ValueError(f"{folder.name} holds {archives[0]}; unpack it first: {LAYOUTS}")
     found = f"{pickles[0]}, a pickle, which is never opened" if pickles else "no labelled images"
+    found += f", but {_told(folder, beside[0])}" if (beside := _beside(near)) else ""
     raise ValueError(f"{folder.name} holds {found}; {LAYOUTS}")
 
 
@@ -116,9 +121,21 @@ def _claim(name: str, found: dict[str, str], split: str, source: str) -> None:
 
 
 def _winner(folder: Path, by_class: dict[str, Rows], near: list[str]) -> dict[str, Rows]:
-    if others := _ending(near, (*TABLES, *TARS, *ARCHIVES, ".json", ".parquet")):
+    if others := _beside(near):
         log.warning("%s: ignored %s beside the folders of classes", folder.name, ", ".join(others[:5]))
     return by_class
+
+
+def _beside(near: list[str]) -> list[str]:
+    """Files that could hold labels."""
+    return _ending(near, (*TABLES, *TARS, *ARCHIVES, ".json", ".parquet", ".tsv", ".xlsx"))
+
+
+def _told(folder: Path, table: str) -> str:
+    """A table with its columns, which lack `file_name`."""
+    if not table.lower().endswith(TABLES):
+        return table
+    return f"{table}, whose columns are {', '.join(_columns(folder / table))}, and not file_name and label"
 
 
 def _by_class(folder: Path, files: list[str]) -> dict[str, Rows]:
@@ -130,8 +147,8 @@ def _by_class(folder: Path, files: list[str]) -> dict[str, Rows]:
         splits: dict[str, str] = {}
         for top in filter(split_of, deep):
             _claim(folder.name, splits, split_of(top), top)
-        if others := [top for top in (flat | deep) if top not in splits.values()]:
-            log.warning("%s: ignored %s, which are no splits of classes", folder.name, ", ".join(others))
+        others = [file for file in images if file.split("/")[0] not in splits.values()]
+        _tell(folder, others, "images lie in no class of a split, and are left out")
         return {split: _of_classes(folder, f"{top}/", files) for split, top in splits.items()}
     words = [split_of(top) for top in flat]
     of_splits = len(words) > 1 and None not in words and len(set(words)) == len(words)
@@ -179,12 +196,23 @@ def _columns(path: Path) -> list[str]:
 
 
 def _entries(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a CSV or JSONL, as text without blanks at its ends. Raises ValueError for what holds no rows."""
+    """The rows of a CSV or JSONL, as text without blanks at its ends; empty ones are left out.
+
+    Raises ValueError for what holds no rows, and for a row with more values than columns, or other ones than texts and
+    numbers.
+    """
+    is_csv, options = path.suffix.lower() == ".csv", {"skipinitialspace": True, "strict": True}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file) if path.suffix.lower() == ".csv" else map(json.loads, filter(str.strip, file))
-            for row in rows:
-                yield {str(k).strip(): "" if v is None else str(v).strip() for k, v in dict(row).items()}
+            rows = csv.DictReader(file, **options) if is_csv else map(json.loads, filter(str.strip, file))
+            for number, row in enumerate(map(dict, rows), 1):
+                if any(row.pop(None, ())):
+                    raise ValueError(f"row {number} has more values than there are columns; put quotes around commas")
+                if wrong := [key for key, value in row.items() if isinstance(value, dict | list)]:
+                    raise ValueError(f"row {number} has several values for {wrong[0]}")
+                texts = {str(k).strip(): "" if v is None else str(v).strip() for k, v in row.items()}
+                if any(texts.values()):
+                    yield texts
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path.name} cannot be read as rows of UTF-8 text: {error}") from error
 
@@ -192,25 +220,28 @@ def _entries(path: Path) -> Iterator[dict[str, str]]:
 def _by_table(folder: Path, tables: list[Path], files: list[str]) -> dict[str, Rows]:
     """Images with a table of their labels, one in the folder, or one in the folder of each split."""
     found: dict[str, dict[Path, str]] = {}
+    seen: set[str] = set()
     for table in tables:
         of_table = split_of(table.parent.name) if table.parent != folder else None
         if len(tables) > 1 and (of_table is None or of_table in found):
             shown = ", ".join(os.path.relpath(path, folder) for path in tables)
-            raise ValueError(f"{folder.name} holds {shown}; give one table with a column split, or one to each split")
+            raise ValueError(
+                f"{folder.name} holds {shown}; give one table with a column split, or one in the folder of each split"
+            )
         columns = _columns(table)
         column = next((name for name in LABELS if name in columns), None)
         if column is None:
             raise ValueError(f"{table.name} has no column {LABELS[0]}; its columns are {', '.join(columns)}")
         for number, entry in enumerate(_entries(table), 1):
-            word, name = entry.get("split", ""), entry["file_name"]
+            word, name = entry.get("split", ""), entry.get("file_name", "")
             split = of_table or (split_of(word) if word else "train")
-            rows = found.setdefault(split or "", {})
-            if split is None or not name or table.parent / name in rows:
+            rows, path = found.setdefault(split or "", {}), os.path.abspath(table.parent / name)
+            if split is None or not name or path in seen:
                 what = f"an unknown split, {word!r}" if split is None else f"{name} again" if name else "no file_name"
                 raise ValueError(f"{table.name}: row {number} has {what}; complete the table")
-            rows[table.parent / name] = entry[column]
-    named = {os.path.abspath(path) for rows in found.values() for path in rows}
-    rest = [file for file in _ending(files, ENDINGS) if os.path.abspath(folder / file) not in named]
+            seen.add(path)
+            rows[table.parent / name] = entry.get(column, "")
+    rest = [file for file in _ending(files, ENDINGS) if os.path.abspath(folder / file) not in seen]
     _tell(folder, rest, "images in the folder are left out, as no table names them")
     return {split: Rows(_file_blobs(folder, [*r], tables), tuple(r.values())) for split, r in found.items()}
 
@@ -240,24 +271,31 @@ def _by_split(folder: Path, files: list[str]) -> dict[str, list[Path]]:
 
 def _tar_rows(folder: Path, paths: list[Path]) -> Rows:
     """Samples of webdataset tars: members that share a name up to its first dot."""
-    pieces, names, labels, bare = [], [], [], []
+    pieces, names, labels, bare, masks = [], [], [], [], []
     for path in paths:
         if path.suffix != ".tar":
             raise ValueError(f"{folder.name}: {path.name} is compressed; unpack it to a plain .tar")
-        with tarfile.open(path, "r:") as tar:
+        with _opened(path) as tar:
             samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-            for member in (member for member in tar if member.isfile() and not Path(member.name).name.startswith(".")):
+            for member in (m for m in tar if not m.isdir() and not Path(m.name).name.startswith(".")):
+                if not member.isfile():
+                    raise ValueError(
+                        f"{folder.name}: {path.name} holds {member.name} as a link; write it with the files"
+                    )
                 stem, _, kind = Path(member.name).name.partition(".")
                 sample = samples.setdefault(str(Path(member.name).parent / stem), {})
                 if sample.setdefault(kind.lower(), member) is not member:
                     raise ValueError(f"{folder.name}: {path.name} holds {member.name} twice")
             for key, sample in samples.items():
-                image = next((sample[kind] for kind in sample if f".{kind}" in ENDINGS), None)
+                images = [member for kind, member in sample.items() if f".{kind}" in ENDINGS]
+                if len(images) > 1:
+                    raise ValueError(f"{path.name}: {key} has several images, {', '.join(sample)}; leave one")
                 label = _tar_label(tar, sample, f"{path.name}: {key}")
-                if image is None:
+                if not images:
                     bare += [member.name for member in sample.values()]
                     continue
-                pieces.append((str(path), image.offset_data, image.size))
+                masks += [member.name for kind, member in sample.items() if "." in kind and _ending([kind], ENDINGS)]
+                pieces.append((str(path), images[0].offset_data, images[0].size))
                 names.append(key)
                 labels.append(label)
     if dotted := next((name for name in _ending(bare, ENDINGS) if Path(name).name.count(".") > 1), None):
@@ -265,8 +303,21 @@ def _tar_rows(folder: Path, paths: list[Path]) -> Rows:
             f"{folder.name}: names of files in its tars have dots before their ending, such as {Path(dotted).name}, "
             "where the name of a sample ends; rename them without"
         )
+    _tell(folder, masks, "files in tars belong to another image, by their names up to the first dot, and are left out")
     _tell(folder, bare, "files in tars belong to no image, and are left out")
     return Rows(Blobs(tuple(pieces), tuple(names), stamp_of(paths)), tuple(labels))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar that is read to its end. Raises ValueError, with its name, for one that is damaged or cut short."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            yield tar
+            if path.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
+                raise ValueError(f"{path.name} has no end, and may be cut short; fetch or write it again")
+    except tarfile.TarError as error:
+        raise ValueError(f"{path.name} cannot be read as a tar: {error}") from error
 
 
 def _tar_label(tar: tarfile.TarFile, sample: dict[str, tarfile.TarInfo], where: str) -> str | int | None:
@@ -279,6 +330,8 @@ def _tar_label(tar: tarfile.TarFile, sample: dict[str, tarfile.TarInfo], where: 
             if kind == "json":
                 about = json.loads(value)
                 value = next((about[name] for name in LABELS if about.get(name) is not None), "")
+                if isinstance(value, dict | list):
+                    raise ValueError("it has several values")
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{where}.{kind} cannot be read as a label: {error}") from error
         if value != "":
@@ -327,11 +380,13 @@ def read_tables(name: str, loaded: Mapping[str, Any], stamp: str) -> dict[str, R
         theirs = theirs or {"train": next(iter(loaded))}
     if not theirs:
         raise ValueError(f"{name} has no split called train or test; its splits are {', '.join(loaded)}")
-    if others := [word for word in loaded if word not in theirs.values()]:
+    if others := [f"{word} ({len(loaded[word])} rows)" for word in loaded if word not in theirs.values()]:
         log.warning("%s: ignored the splits %s", name, ", ".join(others))
     features = loaded[next(iter(theirs.values()))].features
+    if len(loaded) == 1 and "split" in features:
+        raise ValueError(f"{name} has a column split; store each split in a file, or a set, of its own")
     images = [c for c, kind in features.items() if isinstance(kind, datasets.Image)]
-    images = images or [c for c in IMAGES if c in features]
+    images = images or [c for c in IMAGES if _holds_files(features.get(c))]
     image = next((column for column in IMAGES if column in images), images[0] if len(images) == 1 else None)
     kinds = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     named = [c for c in LABELS if c in features]
@@ -341,15 +396,24 @@ def read_tables(name: str, loaded: Mapping[str, Any], stamp: str) -> dict[str, R
     if image is None or label is None or not isinstance(features[label], datasets.ClassLabel | datasets.Value):
         raise ValueError(
             f"{name} has no one column of images and one of labels; its columns are {', '.join(features)}. Call them "
-            f"{IMAGES[0]} and {LABELS[0]}"
+            f"{IMAGES[0]}, with files in bytes, and {LABELS[0]}, with names or whole numbers"
         )
     rows = {}
     for split, word in theirs.items():
-        table = loaded[word]
+        table, own = loaded[word], loaded[word].features.get(label)
+        if image not in table.features or type(own) is not type(features[label]):
+            raise ValueError(
+                f"{name}: {word} has {image} and {label} not as other splits have them, but {table.features}"
+            )
         encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        own, values = features[label], table[label][:]
+        values = table[label][:]
         if isinstance(own, datasets.ClassLabel):
             values = [None if value is None or value < 0 else own.names[value] for value in values]
         blobs = Blobs((), tuple(f"row {i}" for i in range(len(table))), f"{stamp} {split}", encoded)
         rows[split] = Rows(blobs, tuple(values))
     return rows
+
+
+def _holds_files(kind: Any) -> bool:
+    """Whether a column that `datasets` does not know as images holds their files, as bytes."""
+    return (isinstance(kind, dict) and "bytes" in kind) or getattr(kind, "dtype", "") in ("binary", "large_binary")

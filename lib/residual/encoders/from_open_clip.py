@@ -17,7 +17,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse
-from residual.encoders.weights import WeightsError, weight_files
+from residual.encoders.weights import WeightsError, check_names, read_weights, weight_files
 
 MODELS = (models.CLIP, models.CustomTextCLIP, CoCa)
 
@@ -43,7 +43,7 @@ def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
         options |= {"device": torch.get_default_device()}  # "meta" where sizes alone are asked for
         model = open_clip.create_model(model_name, None if file else tag, **options)
         if file:
-            open_clip.load_checkpoint(model, str(file))
+            _load(model, name, read_weights([file]))
         tokenizer = open_clip.get_tokenizer(model_name)
     settings = model.visual.preprocess_cfg
     gelu = type(model.visual.transformer.resblocks[0].mlp.gelu).__name__
@@ -58,6 +58,13 @@ def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
         text=lambda model, texts: _encode_text(model, tokenizer, texts),
         too_long=lambda texts: _too_long(tokenizer, texts),
     )
+
+
+def _load(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    wrong = (key for key, value in own.items() if key not in weights or weights[key].shape != value.shape)
+    check_names(model, name, wrong, weights.keys() - own)
+    model.load_state_dict(weights)
 
 
 def _checked_tag(name: str, model_name: str, pretrained: bool | str) -> str | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse, separate_qkv, sides
-from residual.encoders.weights import WeightsError, read_weights, weight_files
+from residual.encoders.weights import check_names, read_weights, weight_files
 
 log = logging.getLogger(__name__)
 Tokenizer = hf.PreTrainedTokenizerBase
@@ -117,12 +117,9 @@ def _pretrained(
         options |= {"state_dict": read_weights(files)} if files else {}
         model, report = family.model.from_pretrained(None if files else source, **options)
     unread = UNREAD if family.text else rf"{UNREAD}|{UNREAD_TEXT}"
-    wrong = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    theirs = sorted(k for k in report["unexpected_keys"] if not re.search(rf"(^|\.)({unread})(\.|$)", k))
-    if wrong or theirs:
-        sides = (("missing in the file, or of another shape", wrong), ("no part of the model", theirs))
-        told = "; ".join(f"{len(names)} are {what} ({', '.join(names[:5])})" for what, names in sides if names)
-        raise WeightsError(f"the weights of {name} do not fit transformers' {type(model).__name__}: {told}")
+    wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    theirs = [key for key in report["unexpected_keys"] if not re.search(rf"(^|\.)({unread})(\.|$)", key)]
+    check_names(model, name, wrong, theirs)
     return model
 
 

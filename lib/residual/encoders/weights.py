@@ -41,7 +41,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise WeightsError(f"{folder} holds {found}; leave one beside the configuration, or pass pretrained=False")
     chosen = [own or every[0]]
     if chosen[0].suffix == ".json":
-        chosen = [folder / name for name in sorted(set(json.loads(own.read_text())["weight_map"].values()))]
+        if not (names := json.loads(own.read_text()).get("weight_map")):
+            raise WeightsError(f"{own} has no weight_map, which names the file of each tensor; complete it")
+        chosen = [folder / name for name in sorted(set(names.values()))]
         if missing := [path.name for path in chosen if not path.is_file()]:
             raise WeightsError(f"{folder} lacks {', '.join(missing[:5])}, which {own.name} names; complete it")
     if others := [path.name for path in every if path not in chosen]:
@@ -52,7 +54,8 @@ def weight_files(folder: Path) -> list[Path]:
 def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
     """Tensors by name, also where a checkpoint of a training has them under "state_dict" or "model".
 
-    Raises WeightsError for a file that holds no tensors, and UnpicklingError for one that holds a program.
+    Raises WeightsError for a file that holds no tensors, quantised ones, or some of another file, and UnpicklingError
+    for one that holds a program.
     """
     weights: dict[str, Tensor] = {}
     for path in files:
@@ -61,9 +64,23 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
         stored = stored if isinstance(stored, dict) else {type(stored).__name__: None}
         inner = next((stored[key] for key in ("state_dict", "model") if isinstance(stored.get(key), dict)), stored)
         if not (tensors := {name: value for name, value in inner.items() if isinstance(value, Tensor)}):
-            raise WeightsError(f"{path} holds no weights by name, but {', '.join(map(str, list(stored)[:5]))}")
+            there = ", ".join(map(str, list(stored)[:5])) or "nothing"
+            raise WeightsError(f"{path} holds no weights by name, but {there}; save the state_dict of the model alone")
+        if all(name.startswith("module.") for name in tensors):  # of a training on several devices
+            tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+        whole = [name for name, value in tensors.items() if name.endswith("weight") and not value.is_floating_point()]
+        if whole or (again := sorted(weights.keys() & tensors)):
+            what = f"{whole[0]} as whole numbers" if whole else f"{again[0]}, which another file holds too"
+            raise WeightsError(f"{path} holds {what}; give each weight once, in floating point")
         weights |= tensors
     return weights
+
+
+def check_names(model: nn.Module, name: str, wrong: Iterable[str], theirs: Iterable[str]) -> None:
+    """Raises WeightsError where weights of a model are missing or misshapen, `wrong`, or others are there, `theirs`."""
+    sides = (("missing in the file, or of another shape", sorted(wrong)), ("no part of the model", sorted(theirs)))
+    if told := "; ".join(f"{len(names)} are {what} ({', '.join(names[:5])})" for what, names in sides if names):
+        raise WeightsError(f"the weights of {name} do not fit {type(model).__name__}: {told}")
 
 
 def check_values(model: nn.Module, name: str) -> None:
