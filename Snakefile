@@ -63,7 +63,6 @@ rule unit:
     message:
         "extracting {wildcards.job}"
     threads: 4 if DEVICE else share(len(CHAPTERS))  # on a GPU they decode images
-    retries: 2
     resources:
         gpu=1 if DEVICE else 0,
     params:
@@ -99,6 +98,7 @@ for chapter in CHAPTERS:
             f"chapter {chapter}"
         priority: len(FIRST) - FIRST.index(chapter) if chapter in FIRST else 0
         threads: share(2 if on_device else len(CHAPTERS))
+        retries: 0
         resources:
             gpu=int(on_device),
         params:

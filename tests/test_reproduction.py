@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from IPython.display import Markdown
+from IPython.display import HTML
 
 from edition.reproduction import TOLERANCES, beside, check_base, compare, published_name, ranks, tally
 from edition.results import published
@@ -57,7 +57,7 @@ def test_the_papers_own_tables_reproduce_themselves_and_nothing_else_does(name, 
     assert set(compare(far, theirs, keys, quantities)["verdict"]) == {"not reproduced"}
     elsewhere = compare(theirs, theirs, keys, quantities, reference="cifar100")
     assert elsewhere.empty
-    assert isinstance(beside(elsewhere, keys[:1], keys[1:]), Markdown)
+    assert isinstance(beside(elsewhere, keys[:1], keys[1:]), HTML)
 
 
 def test_places_are_told_where_all_the_papers_data_sets_are_there():

@@ -58,6 +58,7 @@ def test_the_book_has_every_chapter_with_its_figures(site):
         assert "Traceback" not in html
         assert "glue:text" not in html
         assert "output stderr" not in html
+        assert "IPython.core" not in html
     assert 'href="explorer/index.html"' in (site / "heads.html").read_text()
     assert all(name in (site / "explorer/encoders.js").read_text() for name in ("mini-openclip", "mini-vit"))
 

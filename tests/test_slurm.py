@@ -51,6 +51,8 @@ while words and words[0].startswith("-"):  # options with their values, if these
 sys.exit(subprocess.call(words if len(words) > 1 else words[0], shell=len(words) == 1))
 """
 
+OFTEN = ("--slurm-init-seconds-before-status-checks", "5")
+
 
 @pytest.fixture
 def cluster(tmp_path):
@@ -134,11 +136,23 @@ def real(project):
         "32000": "1500",
         "max-threads: 8": "max-threads: 1",
     }
-    text = config.read_text()
-    for theirs, ours in own.items():
-        text = text.replace(theirs, ours)
-    config.write_text(text)
+    change(config, own)
     return project
+
+
+def change(path, replaced):
+    text = path.read_text()
+    for theirs, ours in replaced.items():
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    path.write_text(text)
+
+
+def units_of(project, count):
+    """The targets of some extractions, and a command that submits them."""
+    targets = [f"_build/units/jobs/{job.name}" for job in jobs(project / "profiles/few.yml")][:count]
+    command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--rerun-incomplete", "--jobs", "2"]
+    return targets, [*command, "--profile", "profiles/slurm", *OFTEN, "--config", "profile=few", "units=1"]
 
 
 def wait_for(condition, run, log):
@@ -153,10 +167,7 @@ def wait_for(condition, run, log):
 
 @pytest.mark.skipif(not slurm_is_here(), reason="needs the Slurm of tests/slurm_here.sh")
 def test_on_a_real_slurm_a_cancelled_job_is_noticed_and_a_killed_run_resumed(real):
-    targets = [f"_build/units/jobs/{job.name}" for job in jobs(real / "profiles/few.yml")][:4]
-    command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--rerun-incomplete", "--jobs", "2"]
-    command += ["--profile", "profiles/slurm", "--config", "profile=few", "units=1"]
-    log = real / "log"
+    (targets, command), log = units_of(real, 4), real / "log"
     with log.open("w") as out:
         run = subprocess.Popen(command, cwd=real, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     first = wait_for(lambda text: re.findall(r"SLURM jobid (\d+)", text), run, log)[0]
@@ -170,6 +181,46 @@ def test_on_a_real_slurm_a_cancelled_job_is_noticed_and_a_killed_run_resumed(rea
     done = subprocess.run(command, cwd=real, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert len(re.findall(r"SLURM jobid \d+", done.stdout + done.stderr)) == len(left) < len(targets)
+
+
+@pytest.mark.skipif(not slurm_is_here(), reason="needs the Slurm of tests/slurm_here.sh")
+def test_on_a_real_slurm_a_job_that_fails_or_lacks_memory_is_named_and_tried_again_while_its_controller_restarts(real):
+    shell = "OMP_NUM_THREADS={threads} {PYTHON} -m edition.inputs"
+    change(real / "Snakefile", {shell: f"test -e failed-once || (touch failed-once; exit 1); {shell}"})
+    change(real / "profiles/slurm/config.yaml", {"1500 * attempt": "300 * attempt ** 2"})
+    (targets, command), log = units_of(real, 2), real / "log"
+    with log.open("w") as out:
+        run = subprocess.Popen(command, cwd=real, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    wait_for(lambda text: re.findall(r"SLURM jobid (\d+)", text)[1:], run, log)
+    subprocess.run(["scontrol", "shutdown", "slurmctld"], check=True)
+    time.sleep(20)
+    subprocess.run(["/usr/sbin/slurmctld"], check=True)
+    assert run.wait(600) == 0, log.read_text()[-3000:]
+    told, logs = log.read_text(), "".join(path.read_text() for path in (real / ".snakemake/slurm_logs").rglob("*.log"))
+    assert (real / "failed-once").is_file()
+    assert "exceeded memory limit" in logs
+    failed = re.findall(r"Error in rule unit:\n    message: SLURM-job '\d+' failed.*\n.*\n    output: (\S+)", told)
+    assert set(failed) == set(targets), told[-3000:]
+    assert all((real / target).is_file() for target in targets)
+
+
+@pytest.mark.skipif(not slurm_is_here(), reason="needs the Slurm of tests/slurm_here.sh")
+def test_on_a_real_slurm_a_chapter_that_is_killed_is_named_and_the_others_go_on(real):
+    command = [sys.executable, "-m", "edition.build", "few", "--profile", "profiles/slurm", *OFTEN]
+    log = real / "log"
+    with log.open("w") as out:
+        run = subprocess.Popen(command, cwd=real, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    job = wait_for(lambda text: re.findall(r"SLURM jobid (\d+) .*/rule_(\w+)/", text), run, log)[0]
+    subprocess.run(["scancel", job[0]], check=True)
+    assert run.wait(900) != 0
+    assert re.search(
+        rf"Error in rule {job[1]}:.*SLURM-job '{job[0]}' failed, SLURM status is: 'CANCELLED'",
+        log.read_text(),
+        re.DOTALL,
+    )
+    done = subprocess.run(command, cwd=real, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert f"chapter {job[1]}" in done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not slurm_is_here(), reason="needs the Slurm of tests/slurm_here.sh")

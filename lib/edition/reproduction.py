@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML
 from pandas.io.formats.style import Styler
 
 from edition.results import published
@@ -98,13 +98,13 @@ def ranks(means: pd.DataFrame) -> pd.DataFrame:
     return papers.rank(ascending=False).reset_index().melt("dataset", var_name="model", value_name="rank")
 
 
-def beside(cells: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> Styler | Markdown:
+def beside(cells: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> Styler | HTML:
     """A table of `compare`'s cells: ours, the difference to the published, x if not reproduced, ? if not judged.
 
     Nothing where there is no cell: the page *Does it hold?* says so once for all.
     """
     if cells.empty:
-        return Markdown("")
+        return HTML("<!-- no cell of the paper's -->")  # an empty one would show its class's name
     shown = [
         f"{ours:.2f} ({difference:+.2f})" + {"not reproduced": " x", FEW: " ?"}.get(verdict, "")
         for ours, difference, verdict in cells[["ours", "difference", "verdict"]].itertuples(index=False)
