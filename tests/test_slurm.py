@@ -132,7 +132,7 @@ def real(project):
     own = {
         "your-account": "here",
         "'gpu'": "'here'",
-        "64000": "1500",
+        "64000": "4000",
         "32000": "1500",
         "max-threads: 8": "max-threads: 1",
     }
@@ -173,7 +173,7 @@ def test_on_a_real_slurm_a_cancelled_job_is_noticed_and_a_killed_run_resumed(rea
     first = wait_for(lambda text: re.findall(r"SLURM jobid (\d+)", text), run, log)[0]
     subprocess.run(["scancel", first], check=True)
     wait_for(lambda text: f"SLURM-job '{first}' failed, SLURM status is: 'CANCELLED'" in text, run, log)
-    wait_for(lambda _: [target for target in targets if (real / target).is_file()], run, log)
+    wait_for(lambda text: "Finished jobid" in text, run, log)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     subprocess.run(["scancel", "--account=here"], check=True)
@@ -225,7 +225,7 @@ def test_on_a_real_slurm_a_chapter_that_is_killed_is_named_and_the_others_go_on(
 
 @pytest.mark.skipif(not slurm_is_here(), reason="needs the Slurm of tests/slurm_here.sh")
 @pytest.mark.parametrize(
-    ("ours", "wrong"), [("slurm_account: \"'here'", "slurm_account: \"'nobody'"), ("mem_mb: 1500", "mem_mb: 999000")]
+    ("ours", "wrong"), [("slurm_account: \"'here'", "slurm_account: \"'nobody'"), ("mem_mb: 4000", "mem_mb: 999000")]
 )
 def test_a_real_slurm_refuses_before_the_first_job(real, ours, wrong):
     config = real / "profiles/slurm/config.yaml"
