@@ -353,11 +353,16 @@ def _saved(folder: Path, saved: list[Path]) -> dict[str, Rows]:
 def _parquet(folder: Path, files: list[str]) -> dict:
     """Tables of `datasets` by split. Raises ValueError where files have their classes in different orders."""
     import datasets
+    import pyarrow
     import pyarrow.parquet as pq
 
     names: dict[str, tuple[list[str], str]] = {}
     for file in files:
-        for column, kind in datasets.Features.from_arrow_schema(pq.read_schema(folder / file)).items():
+        try:
+            schema = pq.read_schema(folder / file)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{folder.name}: {file} cannot be read as parquet: {error}") from error
+        for column, kind in datasets.Features.from_arrow_schema(schema).items():
             if isinstance(kind, datasets.ClassLabel):
                 first, where = names.setdefault(column, (kind.names, file))
                 if first != kind.names:
