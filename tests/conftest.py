@@ -177,14 +177,14 @@ dimension: &one {profile: few, encoders: [mini-openclip], dataset: digits, image
 pursuit: *one
 semantics: {<<: *one, encoders: [mini-openclip, mini-openclip@random]}
 similarity:
-  {profile: few, encoders: [mini-openclip], dataset: digits, reference_images: 100, images: 100, others: [shapes]}
+  {profile: few, encoders: [mini-openclip], dataset: digits, reference_images: 130, images: 100, others: [shapes]}
 ground_truth: {profile: few, encoders: [mini-openclip], controls: [], images: 100}
 text_and_code: &tasks
   profile: few
   encoders: [mini-openclip]
   dataset: digits
   tasks: [digits]
-  reference_images: 100
+  reference_images: 130
   images: 100
 heads: *tasks
 selection: {<<: *tasks, encoders: [mini-openclip, mini-openclip@random], without_text: [mini-vit]}

@@ -115,7 +115,7 @@ def test_every_training_is_counted_and_a_chapter_that_ran_is_done(inside, capsys
         "without_text": ["mini-vit"],
         "tasks": ["shapes-shape", "shapes-colour", "digits"],
     }
-    own |= {"dataset": "digits", "reference_images": 100, "images": 100, "seeds": 2}
+    own |= {"dataset": "digits", "reference_images": 130, "images": 100, "seeds": 2}
     (inside / "profiles/own.yml").write_text(yaml.safe_dump({"alignment": own}))
     rows = plan.analysis("alignment", inside / "profiles/own.yml")
     assert [(row["what"], row["encoder"]) for row in rows] == [("trainings", "mini-clip")] * 3 + [

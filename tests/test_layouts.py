@@ -160,7 +160,7 @@ def test_a_list_of_names_in_another_order_does_not_move_labels(tmp_path):
         (table(BOTH, label=lambda i: i % 3), r"numbers for labels and no classnames\.txt"),
         (table(BOTH, label=lambda i: i / 2), "labels are not whole numbers, such as 0.5"),
         (table(BOTH, label=lambda i: [WORDS[0]]), r"no one column of images and one of labels; its columns"),
-        (table(BOTH, boxes=lambda i: i), r"its columns are image, boxes\. Call them image, with files in bytes, and label"),
+        (table(BOTH, boxes=lambda i: i), r"its columns are image, boxes\. Call them image, with files in"),
         (table(BOTH, label=lambda i: None), "no labelled split: labels are empty in test, train"),
     ],
 )

@@ -165,7 +165,7 @@ def test_random_images_are_drawn_at_the_size_that_an_encoder_reads():
 def test_an_encoder_without_text_is_classified_by_means_of_training_images():
     values = chapter_defaults(chapter_path("selection")) | {"encoders": ["mini-vit"], "tasks": ["shapes-colour"]}
     values["without_text"] = []
-    run = Chapter("selection", values | {"images": 100, "reference_images": 100, "dataset": "digits"})
+    run = Chapter("selection", values | {"images": 100, "reference_images": 130, "dataset": "digits"})
     ((encoder, task),) = run.pairs()
     units, labels = run.task_units(encoder, task)
     outputs = F.normalize(units["train"].outputs(), dim=1)

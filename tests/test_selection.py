@@ -147,7 +147,7 @@ def test_tasks_that_cannot_be_scored_are_refused(encoder, small, tmp_path):
 
 def test_groups_of_units_add_up_to_the_encoder():
     values = chapter_defaults(chapter_path("selection")) | {"encoders": ["mini-openclip"], "tasks": ["digits"]}
-    run = Chapter("selection", values | {"images": 100, "reference_images": 100, "dataset": "digits"})
+    run = Chapter("selection", values | {"images": 100, "reference_images": 130, "dataset": "digits"})
     ((encoder, task),) = run.pairs()
     units, classes = run.units(encoder, "digits", "test"), {(encoder.name, task): run.classes(encoder, task)}
     page = page_functions("selection", "of_layer", "groups_of", "hits", run=run, classes=classes)
