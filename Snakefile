@@ -39,6 +39,7 @@ localrules: publish, units, book
 
 rule publish:
     default_target: True
+    retries: 0
     input:
         f"{SITE}/_build/html/index.html",
     output:
@@ -126,6 +127,7 @@ rule book:
         f"{LOGS}/book.log",
     message:
         "pages"
+    retries: 0
     params:
         tool=shlex.quote(str(Path(sys.executable).with_name("jupyter-book"))),
     # Warnings are errors.

@@ -200,11 +200,11 @@ def test_bad_sets_say_what_is_wrong(tmp_path):
     text.mkdir()
     (text / "train.csv").write_text("a,b\n1,2\n")
     with pytest.raises(
-        ValueError, match=r"text holds no labelled images, but train\.csv, whose columns are a, b, and not"
+        ValueError, match=r"text holds no labelled images, but train\.csv, whose columns are a, b, where"
     ):
         load_dataset(str(text))
     (write_webdataset(tmp_path / "cut") / "train/0.tar").write_bytes((tmp_path / "cut/test/0.tar").read_bytes()[:5000])
-    with pytest.raises(DataError, match="a file in it cannot be read, and may be damaged"):
+    with pytest.raises(ValueError, match=r"0\.tar cannot be read as a tar: unexpected end of data"):
         load_dataset(str(tmp_path / "cut"))
 
 

@@ -75,7 +75,7 @@ def test_another_file_is_refused_before_it_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr(from_package, "WEIGHTS", replace(WEIGHTS, file="__init__.py"))
     with pytest.raises(ValueError, match=r"__init__.py is not the file of version 0\.1\.1"):
         load_encoder(SHIPPED)
-    assert not names.has_shipped_weights() or not WEIGHTS.missing
+    assert not (names.shipped_folder() / "config.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["emoji-food", "shapes", "textures", "photographs", "numerals", "sketch"])

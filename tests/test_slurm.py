@@ -133,7 +133,7 @@ def real(project):
         "your-account": "here",
         "'gpu'": "'here'",
         "64000": "4000",
-        "32000": "1500",
+        "20000": "1500",
         "max-threads: 8": "max-threads: 1",
     }
     change(config, own)

@@ -70,6 +70,18 @@ def test_pca_refuses_what_has_no_spectrum(bad):
         pca(bad)
 
 
+def test_what_rounding_makes_is_no_variance_and_what_little_there_is_stays():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 6, generator=generator)
+    thin = torch.randn(6, 3, generator=generator) @ torch.randn(3, 20, generator=generator)  # of rank 3
+    assert (pca_from_moments(Moments.of(x), thin).eigenvalues > 0).sum() == 3
+    units = torch.finfo(torch.float32).eps * torch.randint(-2, 3, (500, 6), generator=generator)
+    frame = torch.randn(6, 20, generator=generator)
+    assert not pca_from_moments(Moments.of((1 + units) * torch.arange(1, 7)), frame).eigenvalues.any()
+    for of_little in (pca_from_moments(Moments.of(1 + 1e-5 * x), frame), pca_from_moments(Moments.of(1 + 1e-6 * x))):
+        assert of_little.eigenvalues.gt(0).all()
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e20])
 def test_a_unit_that_does_not_vary_has_no_explained_variance(value):
     assert pca(torch.full((50, 3), value)).explained_variance_ratio.eq(0).all()

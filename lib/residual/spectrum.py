@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+PLACES = 8  # units in the last place by which sums in single precision may differ from batch to batch
 ROUNDING = torch.finfo(torch.float32).eps  # of a value, relative to it: a unit in the last place
 
 
@@ -104,20 +105,22 @@ def pca_from_moments(
     """PCA from moments alone, in double precision.
 
     frame, constant: the samples are c @ frame + constant and the moments are those of c.
-    All leading axes at once: every head of an encoder in one call. Variance along a component that rounding of c to
-    single precision could make counts as none.
+    All leading axes at once: every head of an encoder in one call. Variance along a component that rounding could make
+    counts as none: of samples to single precision, of c by the sums behind it, and of the decomposition in double.
     """
     if frame is None:
         eigenvalues, vectors = torch.linalg.eigh(moments.covariance)
-        axes, components, mean = vectors.mT, vectors.mT, moments.mean
+        axes, components, mean, places = vectors.mT, vectors.mT, moments.mean, 1
     else:
         basis, factor = isometry(frame)
         eigenvalues, vectors = torch.linalg.eigh(factor @ moments.covariance @ factor.mT)
         axes, components = vectors.mT @ factor, vectors.mT @ basis.mT
-        mean = framed_mean(moments, frame, constant)
+        mean, places = framed_mean(moments, frame, constant), PLACES
     squares = moments.mean.square() + moments.covariance.diagonal(dim1=-2, dim2=-1)
-    rounding = ROUNDING**2 * (axes.square() @ squares[..., None])[..., 0]
-    return PCA(mean, _fix_signs(components.flip(-2)), eigenvalues.where(eigenvalues > rounding, 0).flip(-1))
+    rounding = (places * ROUNDING) ** 2 * (axes.square() @ squares[..., None])[..., 0]
+    least = eigenvalues[..., -1:] * eigenvalues.shape[-1] * torch.finfo(torch.float64).eps
+    varies = eigenvalues > rounding.maximum(least)
+    return PCA(mean, _fix_signs(components.flip(-2)), eigenvalues.where(varies, 0).flip(-1))
 
 
 def framed_mean(

@@ -1,7 +1,8 @@
 """Local folders of labelled images, in three layouts that are read strictly. No other is guessed at.
 
-a. Images in a folder for each class, below a folder for each split, or none. Class folders win: tables, lists and
-   archives beside them are ignored. Or images with a CSV or JSONL of `file_name`, `label` and perhaps `split`, as text.
+a. Images in a folder for each class, below a folder for each split, or none. Folders of two or more classes win:
+   tables, lists and archives beside them are ignored. Or images with a CSV or JSONL of `file_name`, `label` and perhaps
+   `split`, as text.
 b. webdataset tars whose samples have `cls` (or `json` with a `label`, or `txt`), and classnames.txt for numbers.
 c. Parquet, or what `save_to_disk` of `datasets` wrote, with a column of images and one of labels.
 """
@@ -18,7 +19,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from residual.data.images import Blobs, stamp_of
 from residual.files import is_pointer, pointer_fault
@@ -31,6 +32,7 @@ SPLIT_WORDS = {
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 TABLES, TARS = (".csv", ".jsonl"), (".tar", ".tar.gz", ".tgz")
 ARCHIVES, PICKLES = (".zip", ".rar", ".7z"), (".pkl", ".pickle", ".joblib")
+BESIDE = (*TABLES, *TARS, *ARCHIVES, ".parquet", ".tsv", ".xlsx")  # what could hold labels beside images
 LABELS = ("label", "labels", "cls", "class", "class_name", "label_name", "fine_label", "category", "target", "species")
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 JUNK = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
@@ -71,14 +73,18 @@ def read_folder(folder: Path) -> dict[str, Rows]:
     near = [file for file in files if file.count("/") <= 1]
     by_class = _by_class(folder, files)
     if len({label for rows in by_class.values() for label in rows.labels}) > 1:
-        return _winner(folder, by_class, near)
+        if others := _ending(near, (*BESIDE, ".json")):
+            log.warning("%s: ignored %s beside the folders of classes", folder.name, ", ".join(others[:5]))
+        return by_class
+    beside = _ending(near, BESIDE)
     if tables := [folder / file for file in _ending(near, TABLES) if "file_name" in _columns(folder / file)]:
         return _by_table(folder, tables, files)
-    if by_class and not (beside := _beside(near)):
-        log.warning("%s: all images lie in one folder, and are of one class", folder.name)
-        return by_class
+    if by_class and beside:
+        told = f"{folder.name} has images in folders of one name alone, and beside them {_told(folder, beside[0])}"
+        raise ValueError(f"{told}; take one of the two away, or {LAYOUTS}")
     if by_class:
-        raise ValueError(f"{folder.name} has one folder of images, and beside it {_told(folder, beside[0])}; {LAYOUTS}")
+        log.warning("%s: all images lie in folders of one name, and are of one class", folder.name)
+        return by_class
     if tars := _ending(near, TARS):
         return {split: _tar_rows(folder, paths) for split, paths in _by_split(folder, tars).items()}
     if saved := [(folder / file).parent for file in files if file.endswith("dataset_info.json")]:
@@ -88,7 +94,7 @@ def read_folder(folder: Path) -> dict[str, Rows]:
     if archives := _ending(near, ARCHIVES):
         raise ValueError(f"{folder.name} holds {archives[0]}; unpack it first: {LAYOUTS}")
     found = f"{pickles[0]}, a pickle, which is never opened" if pickles else "no labelled images"
-    found += f", but {_told(folder, beside[0])}" if (beside := _beside(near)) else ""
+    found += f", but {_told(folder, beside[0])}" if beside else ""
     raise ValueError(f"{folder.name} holds {found}; {LAYOUTS}")
 
 
@@ -120,22 +126,11 @@ def _claim(name: str, found: dict[str, str], split: str, source: str) -> None:
         raise ValueError(f"{name} holds both {found[split]} and {source}; keep one")
 
 
-def _winner(folder: Path, by_class: dict[str, Rows], near: list[str]) -> dict[str, Rows]:
-    if others := _beside(near):
-        log.warning("%s: ignored %s beside the folders of classes", folder.name, ", ".join(others[:5]))
-    return by_class
-
-
-def _beside(near: list[str]) -> list[str]:
-    """Files that could hold labels."""
-    return _ending(near, (*TABLES, *TARS, *ARCHIVES, ".json", ".parquet", ".tsv", ".xlsx"))
-
-
 def _told(folder: Path, table: str) -> str:
     """A table with its columns, which lack `file_name`."""
     if not table.lower().endswith(TABLES):
         return table
-    return f"{table}, whose columns are {', '.join(_columns(folder / table))}, and not file_name and label"
+    return f"{table}, whose columns are {', '.join(_columns(folder / table))}, where file_name and label are needed"
 
 
 def _by_class(folder: Path, files: list[str]) -> dict[str, Rows]:
@@ -191,30 +186,34 @@ def _file_blobs(root: Path, files: list[Path], extra: Iterable[Path] = ()) -> Bl
     return Blobs(tuple((str(path), 0, -1) for path in files), names, stamp_of([*files, *extra]))
 
 
-def _columns(path: Path) -> list[str]:
-    return list(next(_entries(path), {}))
-
-
-def _entries(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a CSV or JSONL, as text without blanks at its ends; empty ones are left out.
-
-    Raises ValueError for what holds no rows, and for a row with more values than columns, or other ones than texts and
-    numbers.
-    """
-    is_csv, options = path.suffix.lower() == ".csv", {"skipinitialspace": True, "strict": True}
+@contextlib.contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """A file of text that is read in the block. Raises ValueError, with its name, where it cannot be."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, **options) if is_csv else map(json.loads, filter(str.strip, file))
-            for number, row in enumerate(map(dict, rows), 1):
-                if any(row.pop(None, ())):
-                    raise ValueError(f"row {number} has more values than there are columns; put quotes around commas")
-                if wrong := [key for key, value in row.items() if isinstance(value, dict | list)]:
-                    raise ValueError(f"row {number} has several values for {wrong[0]}")
-                texts = {str(k).strip(): "" if v is None else str(v).strip() for k, v in row.items()}
-                if any(texts.values()):
-                    yield texts
+            yield file
     except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path.name} cannot be read as rows of UTF-8 text: {error}") from error
+        raise ValueError(f"{path.name} cannot be read as a table in UTF-8: {error}") from error
+
+
+def _columns(path: Path) -> list[str]:
+    """The names in the first row of a CSV or JSONL."""
+    with _text(path) as file:
+        is_csv = path.suffix.lower() == ".csv"
+        names = next(csv.reader(file), ()) if is_csv else dict(json.loads(next(filter(str.strip, file), "{}")))
+        return [name.strip() for name in names]
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV or JSONL: texts without blanks at their ends, and from JSONL also lists and objects."""
+    is_csv, options = path.suffix.lower() == ".csv", {"skipinitialspace": True, "strict": True}
+    with _text(path) as file:
+        rows = csv.DictReader(file, **options) if is_csv else map(json.loads, filter(str.strip, file))
+        for number, row in enumerate(map(dict, rows), 1):
+            if any(row.pop(None, ())):
+                raise ValueError(f"row {number} has more values than there are columns; put quotes around commas")
+            values = {str(k).strip(): "" if v is None else v for k, v in row.items()}
+            yield {k: v if isinstance(v, dict | list) else str(v).strip() for k, v in values.items()}
 
 
 def _by_table(folder: Path, tables: list[Path], files: list[str]) -> dict[str, Rows]:
@@ -233,14 +232,22 @@ def _by_table(folder: Path, tables: list[Path], files: list[str]) -> dict[str, R
         if column is None:
             raise ValueError(f"{table.name} has no column {LABELS[0]}; its columns are {', '.join(columns)}")
         for number, entry in enumerate(_entries(table), 1):
-            word, name = entry.get("split", ""), entry.get("file_name", "")
+            if not any(entry.values()):
+                continue
+            word, name, label = (entry.get(key, "") for key in ("split", "file_name", column))
+            if not all(isinstance(value, str) for value in (word, name, label)):
+                raise ValueError(
+                    f"{table.name}: row {number} has several values in one place; give one split and label"
+                )
             split = of_table or (split_of(word) if word else "train")
             rows, path = found.setdefault(split or "", {}), os.path.abspath(table.parent / name)
             if split is None or not name or path in seen:
                 what = f"an unknown split, {word!r}" if split is None else f"{name} again" if name else "no file_name"
                 raise ValueError(f"{table.name}: row {number} has {what}; complete the table")
             seen.add(path)
-            rows[table.parent / name] = entry.get(column, "")
+            rows[table.parent / name] = label
+    if not seen:
+        raise ValueError(f"{', '.join(path.name for path in tables)} holds no rows")
     rest = [file for file in _ending(files, ENDINGS) if os.path.abspath(folder / file) not in seen]
     _tell(folder, rest, "images in the folder are left out, as no table names them")
     return {split: Rows(_file_blobs(folder, [*r], tables), tuple(r.values())) for split, r in found.items()}
@@ -290,10 +297,10 @@ def _tar_rows(folder: Path, paths: list[Path]) -> Rows:
                 images = [member for kind, member in sample.items() if f".{kind}" in ENDINGS]
                 if len(images) > 1:
                     raise ValueError(f"{path.name}: {key} has several images, {', '.join(sample)}; leave one")
-                label = _tar_label(tar, sample, f"{path.name}: {key}")
                 if not images:
                     bare += [member.name for member in sample.values()]
                     continue
+                label = _tar_label(tar, sample, f"{path.name}: {key}")
                 masks += [member.name for kind, member in sample.items() if "." in kind and _ending([kind], ENDINGS)]
                 pieces.append((str(path), images[0].offset_data, images[0].size))
                 names.append(key)
@@ -314,8 +321,13 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path, "r:") as tar:
             yield tar
-            if path.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
-                raise ValueError(f"{path.name} has no end, and may be cut short; fetch or write it again")
+            with path.open("rb") as file:
+                file.seek(tar.offset)
+                rest = file.read(2**20)
+            if not rest or rest.strip(b"\0"):
+                raise ValueError(
+                    f"{path.name} has no end, or goes on after it: it was cut short, or joined from several"
+                )
     except tarfile.TarError as error:
         raise ValueError(f"{path.name} cannot be read as a tar: {error}") from error
 
@@ -329,9 +341,7 @@ def _tar_label(tar: tarfile.TarFile, sample: dict[str, tarfile.TarInfo], where: 
             value = tar.extractfile(sample[kind]).read().decode("utf-8-sig").strip()
             if kind == "json":
                 about = json.loads(value)
-                value = next((about[name] for name in LABELS if about.get(name) is not None), "")
-                if isinstance(value, dict | list):
-                    raise ValueError("it has several values")
+                value = next((about[name] for name in LABELS if isinstance(about.get(name), str | int)), "")
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{where}.{kind} cannot be read as a label: {error}") from error
         if value != "":
@@ -388,8 +398,10 @@ def read_tables(name: str, loaded: Mapping[str, Any], stamp: str) -> dict[str, R
     if others := [f"{word} ({len(loaded[word])} rows)" for word in loaded if word not in theirs.values()]:
         log.warning("%s: ignored the splits %s", name, ", ".join(others))
     features = loaded[next(iter(theirs.values()))].features
-    if len(loaded) == 1 and "split" in features:
-        raise ValueError(f"{name} has a column split; store each split in a file, or a set, of its own")
+    if "split" in features and any(len(loaded[word].unique("split")) > 1 for word in theirs.values()):
+        raise ValueError(
+            f"{name} has several values in a column split; store each split in a file, or a set, of its own"
+        )
     images = [c for c, kind in features.items() if isinstance(kind, datasets.Image)]
     images = images or [c for c in IMAGES if _holds_files(features.get(c))]
     image = next((column for column in IMAGES if column in images), images[0] if len(images) == 1 else None)
@@ -408,7 +420,7 @@ def read_tables(name: str, loaded: Mapping[str, Any], stamp: str) -> dict[str, R
         table, own = loaded[word], loaded[word].features.get(label)
         if image not in table.features or type(own) is not type(features[label]):
             raise ValueError(
-                f"{name}: {word} has {image} and {label} not as other splits have them, but {table.features}"
+                f"{name}: {word} lacks {image} or {label}, or has labels of another type than other splits"
             )
         encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         values = table[label][:]

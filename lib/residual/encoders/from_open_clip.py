@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from residual.encoders.towers import Block, Loaded, Tower, clear_errors, fused_qkv, refuse
 from residual.encoders.weights import WeightsError, check_names, read_weights, weight_files
 
+# Sizes and buffers that older releases stored beside the weights.
+UNREAD = ("attn_mask", "position_ids", "input_resolution", "context_length", "vocab_size")
 MODELS = (models.CLIP, models.CustomTextCLIP, CoCa)
 
 
@@ -63,8 +65,8 @@ def load(name: str, model_name: str, pretrained: bool | str) -> Loaded:
 def _load(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
     own = model.state_dict()
     wrong = (key for key, value in own.items() if key not in weights or weights[key].shape != value.shape)
-    check_names(model, name, wrong, weights.keys() - own)
-    model.load_state_dict(weights)
+    check_names(model, name, wrong, (key for key in weights.keys() - own if key.rpartition(".")[2] not in UNREAD))
+    model.load_state_dict(weights, strict=False)
 
 
 def _checked_tag(name: str, model_name: str, pretrained: bool | str) -> str | None:

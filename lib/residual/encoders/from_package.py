@@ -21,7 +21,7 @@ SIDE = 224  # pixels, which its file's graph expects
 
 
 def converted() -> Path:
-    """The folder with the weights as the hub has those of DINOv2-S, written on first use; errors as `checked`."""
+    """The folder with the weights as the hub has those of DINOv2-S, written on first use. Errors as `Shipped`."""
     folder = shipped_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", SHIPPED):

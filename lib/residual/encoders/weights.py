@@ -68,9 +68,9 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
             raise WeightsError(f"{path} holds no weights by name, but {there}; save the state_dict of the model alone")
         if all(name.startswith("module.") for name in tensors):  # of a training on several devices
             tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-        whole = [name for name, value in tensors.items() if name.endswith("weight") and not value.is_floating_point()]
+        whole = [name for name, value in tensors.items() if name.endswith(".weight") and not value.is_floating_point()]
         if whole or (again := sorted(weights.keys() & tensors)):
-            what = f"{whole[0]} as whole numbers" if whole else f"{again[0]}, which another file holds too"
+            what = f"{whole[0]} as {tensors[whole[0]].dtype}" if whole else f"{again[0]}, which another file holds too"
             raise WeightsError(f"{path} holds {what}; give each weight once, in floating point")
         weights |= tensors
     return weights
