@@ -67,6 +67,41 @@ def test_the_shards_that_an_index_names_are_read_and_no_others(saved, caplog):
         load_encoder(str(folder))
 
 
+def test_a_tensor_in_two_shards_an_index_without_names_and_whole_numbers_are_refused(saved):
+    folder, file, _ = saved("vit")
+    weights = load_file(folder / file)
+    (folder / file).unlink()
+    index, (first, *_) = folder / "model.safetensors.index.json", weights
+    for own in ("a", "b"):
+        save_file(weights if own == "a" else {first: weights[first]}, folder / f"{own}.safetensors", {"format": "pt"})
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "a.safetensors") | {first: "b.safetensors"}}))
+    with pytest.raises(WeightsError, match=rf"b\.safetensors holds {first}, which another file holds too"):
+        load_encoder(str(folder))
+    index.write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(WeightsError, match="has no weight_map"):
+        load_encoder(str(folder))
+    index.unlink()
+    (folder / "a.safetensors").unlink()
+    whole = {key: value.to(torch.int8) if key.endswith(".weight") else value for key, value in weights.items()}
+    save_file(whole, folder / "b.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"as torch\.int8; give weights in floating point"):
+        load_encoder(str(folder))
+
+
+def test_weights_of_open_clip_may_carry_a_prefix_and_what_older_releases_stored_and_are_never_resized(saved):
+    folder, file, encoder = saved("openclip")
+    weights = {f"module.{key}": value for key, value in load_file(folder / file).items()}
+    (folder / file).unlink()
+    torch.save(weights | {"module.attn_mask": torch.zeros(77, 77)}, folder / "open_clip_pytorch_model.bin")
+    assert load_encoder(str(folder)).weights_hash() == encoder.weights_hash()
+    config = folder / "open_clip_config.json"
+    config.write_text(config.read_text().replace('"image_size": 32', '"image_size": 48'))
+    with pytest.raises(
+        WeightsError, match=r"1 are missing in the file, or of another shape \(visual\.positional_embedding"
+    ):
+        load_encoder(str(folder))
+
+
 def test_a_file_of_weights_for_an_architecture_of_open_clip(tmp_path):
     encoder = load_encoder("ViT-S-16-alt", pretrained=False, seed=1)
     path = tmp_path / "mine.safetensors"

@@ -69,9 +69,10 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
         if all(name.startswith("module.") for name in tensors):  # of a training on several devices
             tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
         whole = [name for name, value in tensors.items() if name.endswith(".weight") and not value.is_floating_point()]
-        if whole or (again := sorted(weights.keys() & tensors)):
-            what = f"{whole[0]} as {tensors[whole[0]].dtype}" if whole else f"{again[0]}, which another file holds too"
-            raise WeightsError(f"{path} holds {what}; give each weight once, in floating point")
+        if whole:
+            raise WeightsError(f"{path} holds {whole[0]} as {tensors[whole[0]].dtype}; give weights in floating point")
+        if again := sorted(weights.keys() & tensors):
+            raise WeightsError(f"{path} holds {again[0]}, which another file holds too; give each weight once")
         weights |= tensors
     return weights
 
